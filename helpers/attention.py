@@ -1,0 +1,234 @@
+"""Who attends to what: the attention of the last token, read (or changed) where the decoder computes it.
+
+The token that predicts the answer is one query row of every layer. A full attention matrix has T rows, so at T = 1000
+it is a thousand times more than the question needs, and the fast kernels never store it. `LastRow` lets the model's own
+attention do all rows and computes the one row again: q_last · K^T, softmax, · V.
+"""
+
+import sys
+from enum import IntEnum
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+
+def transformers_model(model) -> torch.nn.Module:
+    """Return the transformers model inside a LALM, or the model itself."""
+    model = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError("expected a LALM (load_lalm) or a transformers model.")
+    return model
+
+
+def text_decoder(model) -> PreTrainedModel:
+    """Return the text decoder of a LALM or of a transformers model: the module that holds `layers`."""
+    model = transformers_model(model)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+        raise ValueError(
+            f"{type(model).__name__} has no text decoder with layers; "
+            "pass the part that reads the prompt (for a whole Qwen-Omni: model.thinker)."
+        )
+    return decoder
+
+
+class LastRow:
+    """Inside `with`, the attention row of each sequence's last real token, in the text decoder of one model.
+
+    A subclass reads or changes the row. Blocks nest: an inner one sees the scores that the outer ones have changed.
+
+    Parameters
+    ----------
+    model : LALM or transformers model
+    layers : iterable of int, optional
+        The decoder layers whose row is computed; all by default.
+
+    Raises
+    ------
+    ValueError
+        If the model has no text decoder that goes through transformers' attention interface, or is called without
+        `input_ids`.
+    """
+
+    writes = False  # whether the changed row goes back into the model
+
+    def __init__(self, model, layers=None):
+        model = transformers_model(model)
+        self.decoder = text_decoder(model)
+        # The innermost module that still sees the token ids: calls to it and to the model around it are both caught.
+        inner = getattr(model, "base_model", model)
+        self.host = model if inner is self.decoder else inner
+        layers = range(len(self.decoder.layers)) if layers is None else layers
+        self.layer_of = {module: i for i in layers for module in self.decoder.layers[i].modules()}
+
+    def see_tokens(self, input_ids: torch.Tensor, past: int) -> None:
+        """Called once a forward pass: new token ids (B, Q) behind `past` cached ones."""
+
+    def edit_scores(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        """Return the raw scores q·k/√d (B, H, K), float32, changed or not."""
+        return scores
+
+    def see_weights(self, layer: int, weights: torch.Tensor) -> None:
+        """Called with the softmax of the scores (B, H, K), float32."""
+
+    def __enter__(self):
+        if self in _active:
+            raise ValueError(f"this {type(self).__name__} block is already open; make a second one to nest.")
+        name = self.decoder.config._attn_implementation
+        self._base = name.removeprefix(_PREFIX)
+        _register(self._base)
+        self.decoder.set_attn_implementation(_PREFIX + self._base)
+        if self.decoder.config._attn_implementation != _PREFIX + self._base:
+            raise ValueError(
+                f"{type(self.decoder).__name__} does not go through transformers' attention interface, "
+                "so its attention can't be read or steered."
+            )
+        _active.append(self)
+        self._tokens = None
+        self._hooks = [
+            self.host.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.host.register_forward_hook(self._after, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *exception):
+        for hook in self._hooks:
+            hook.remove()
+        _active.remove(self)
+        # Models built from one config object share it: the last block that uses it puts the implementation back.
+        if not any(block.decoder.config is self.decoder.config for block in _active):
+            self.decoder.set_attn_implementation(self._base)
+
+    def _before(self, module, args, kwargs):
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if input_ids is None:
+            raise ValueError(f"{type(self).__name__} needs input_ids to know which tokens are audio, not inputs_embeds.")
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        self._tokens = _Tokens(input_ids, kwargs.get("attention_mask"), past)
+        self._missed = set(self.layer_of.values())
+        self.see_tokens(input_ids, past)
+
+    def _after(self, module, args, output):
+        self._tokens = None
+        if output is not None and self._missed:  # None: the pass ended in an exception, which says more
+            raise ValueError(
+                f"layers {sorted(self._missed)} of {type(self.decoder).__name__} do not go through transformers' "
+                "attention interface; leave them out."
+            )
+
+
+class _Tokens:
+    """Where the new tokens of one forward pass stand: B sequences, Q new tokens behind `past` cached ones."""
+
+    def __init__(self, input_ids, attention_mask, past):
+        self.batch, self.n_new = input_ids.shape
+        self.past = past
+        self.real = None  # (B, past + Q), or None where no token is padding
+        last = torch.full((self.batch,), self.n_new - 1, device=input_ids.device)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            self.real = attention_mask.bool()
+            last = last - self.real[:, -self.n_new :].flip(1).int().argmax(1)
+        self.last = last  # (B,) index of the last real token among the new ones: right padding follows it
+
+    def visible(self, n_keys: int, window: int | None) -> torch.Tensor:
+        """Which of the K keys the last real token may attend to: (B, K) bool."""
+        query = (self.past + self.last)[:, None]  # (B, 1)
+        total = self.past + self.n_new
+        key = torch.arange(n_keys, device=query.device) + max(total - n_keys, 0)  # (K,)
+        visible = key <= query
+        if window is not None:
+            visible &= key > query - window
+        return visible if self.real is None else visible & align(self.real, n_keys)
+
+
+def align(mask: torch.Tensor, n_keys: int) -> torch.Tensor:
+    """Fit a mask over all tokens (B, T) to the K keys at hand: (B, K).
+
+    A static cache has more keys than tokens (its end is empty), a sliding window fewer (the oldest are gone).
+    """
+    total = mask.shape[1]
+    return F.pad(mask, (0, n_keys - total)) if n_keys >= total else mask[:, -n_keys:]
+
+
+_PREFIX = "last_row_"
+_active: list[LastRow] = []  # the open blocks, outermost first
+
+
+def _register(base: str) -> None:
+    """Give transformers `last_row_<base>`: the base implementation and its masks, and the last row on top."""
+    AttentionInterface.register(_PREFIX + base, partial(_attention, base))
+    if base in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+
+def _attention(base, module, query, key, value, attention_mask, **kwargs):
+    """Attention as transformers calls it: query (B, H, Q, D), key and value (B, H_kv, K, D); returns (B, Q, H, D)."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
+    output, all_weights = attend(module, query, key, value, attention_mask, **kwargs)
+
+    blocks = [block for block in _active if module in block.layer_of]
+    if not blocks:
+        return output, all_weights
+    layer, tokens = blocks[0].layer_of[module], blocks[0]._tokens
+    _check(tokens, module, query, kwargs)
+    for block in blocks:
+        block._missed.discard(layer)
+
+    batch, last = torch.arange(tokens.batch, device=query.device), tokens.last.to(query.device)
+    scores = last_row_scores(query[batch, :, last], key, kwargs.get("scaling"))  # (B, H, K)
+    for block in blocks:
+        scores = block.edit_scores(layer, scores)
+    weights = _mask(scores, attention_mask, tokens, kwargs.get("sliding_window")).softmax(-1)
+    for block in blocks:
+        block.see_weights(layer, weights)
+    if any(block.writes for block in blocks):
+        output[batch, last] = last_row_output(weights, value).to(output.dtype)  # (B, H, D)
+        if all_weights is not None:  # eager attention also returns its (B, H, Q, K) weights
+            all_weights[batch, :, last] = weights.to(all_weights.dtype)
+    return output, all_weights
+
+
+def _check(tokens, module, query, kwargs):
+    if tokens is None or (tokens.batch, tokens.n_new) != (query.shape[0], query.shape[2]):
+        raise ValueError(
+            "the decoder's tokens are not those of input_ids: call the model that was passed, "
+            "with a prompt whose audio tokens the processor has already expanded."
+        )
+    extra = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if extra:
+        raise ValueError(f"{type(module).__name__} adds {extra[0]} to its scores, which the last row can't reproduce.")
+
+
+def last_row_scores(query: torch.Tensor, key: torch.Tensor, scaling: float | None = None) -> torch.Tensor:
+    """Return the raw scores q·k/√d of one query a sequence: query (B, H, D), key (B, H_kv, K, D) -> (B, H, K) float32.
+
+    Grouped queries: H / H_kv neighbouring query heads share a key head, so they are rows of one product.
+    """
+    n_batch, n_heads, dim = query.shape
+    scaling = dim**-0.5 if scaling is None else scaling
+    groups = query.view(n_batch, key.shape[1], -1, dim)  # (B, H_kv, H / H_kv, D)
+    return (groups.float() @ key.float().transpose(-1, -2) * scaling).view(n_batch, n_heads, -1)
+
+
+def last_row_output(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return each head's weighted mean of the values: weights (B, H, K), value (B, H_kv, K, D) -> (B, H, D)."""
+    n_batch, n_heads, n_keys = weights.shape
+    groups = weights.view(n_batch, value.shape[1], -1, n_keys).to(value.dtype)
+    return (groups @ value).view(n_batch, n_heads, -1)
+
+
+def _mask(scores, attention_mask, tokens, window):
+    """Shut out the keys that the last real token may not see; scores (B, H, K)."""
+    minimum = torch.finfo(scores.dtype).min
+    if not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4):  # none, or flash's (B, K)
+        visible = tokens.visible(scores.shape[-1], window).to(scores.device)
+        return scores.masked_fill(~visible[:, None], minimum)
+    batch = torch.arange(tokens.batch, device=scores.device)
+    row = attention_mask.expand(tokens.batch, -1, -1, -1)[batch, :, tokens.last.to(scores.device)]  # (B, 1 or H, K)
+    return scores.masked_fill(~row, minimum) if row.dtype == torch.bool else scores + row

@@ -1,0 +1,129 @@
+"""MATA: more attention to the audio, for the token that predicts the answer, at inference and without training.
+
+Wang et al., "MATA: A Training-Free Approach to Mitigate Cross-Modal Attention Imbalance in Large Audio Language Models"
+(arXiv 2509.18816; Interspeech 2026). In the middle decoder layers, the last query's raw scores s = q·k/√d on audio keys
+become (1 + alpha) s before the softmax. Taught in the chapter "MATA from scratch".
+"""
+
+import math
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+
+from helpers.attention import LastRow, align, text_decoder, transformers_model
+
+RULES = {
+    "multiply": lambda scores, alpha: scores * (1 + alpha),  # MATA; lowers attention where a score is negative
+    "absolute": lambda scores, alpha: scores + alpha * scores.abs(),  # PAI, arXiv 2407.21771
+    "additive": lambda scores, alpha: scores + math.log1p(alpha),  # weights times 1 + alpha, then renormalised
+}
+
+
+class MATA(LastRow):
+    """Inside `with`, every call of the model attends more to its audio; leaving restores the model.
+
+    Parameters
+    ----------
+    model : LALM or transformers model
+    alpha : float
+        Strength, above -1. 0 leaves every bit as it was.
+    layers : "middle" or iterable of int
+        Decoder layers to steer. "middle" is 10/28 to 20/28 of the depth, as in the paper: 10..19 of 28.
+    rule : {"multiply", "absolute", "additive"}
+        What happens to the raw score s of a steered key: s(1 + alpha), s + alpha|s|, or s + log(1 + alpha).
+    keys : {"audio", "text"} or callable
+        Which keys are steered; others than "audio" are negative controls. A callable gets the new token ids of a
+        forward pass (batch, seq) and returns a bool mask of that shape.
+
+    Attributes
+    ----------
+    calls : Counter
+        Layer index -> number of steered calls since the block was entered.
+
+    Raises
+    ------
+    ValueError
+        For a bad argument, a model that can't be steered, or a prompt without audio.
+
+    Examples
+    --------
+    >>> with MATA(lalm, alpha=0.1) as steering:
+    ...     replies = lalm.generate(inputs)
+    """
+
+    writes = True
+
+    def __init__(
+        self,
+        model,
+        alpha: float = 0.1,
+        layers: str | Iterable[int] = "middle",
+        rule: str = "multiply",
+        keys: str | Callable[[torch.Tensor], torch.Tensor] = "audio",
+    ):
+        if not (math.isfinite(alpha) and alpha > -1):
+            raise ValueError(f"alpha must be a finite number above -1, got {alpha}.")
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {list(RULES)}, got {rule!r}.")
+        if keys not in ("audio", "text") and not callable(keys):
+            raise ValueError(f'keys must be "audio", "text" or a function of the token ids, got {keys!r}.')
+        self.audio_token_id = audio_token_id(model)
+        self.alpha, self.rule, self.keys = alpha, rule, keys
+        self.layers = select_layers(layers, depth=len(text_decoder(model).layers))
+        self.calls = Counter()
+        super().__init__(model, self.layers if alpha != 0 else [])
+
+    def __enter__(self):
+        self.calls.clear()
+        self._steered = None
+        return super().__enter__()
+
+    def see_tokens(self, input_ids, past):
+        new = self._select(input_ids)  # (B, Q)
+        if past == 0:
+            if not new.any(1).all():
+                prompt = new.any(1).int().argmin().item()
+                raise ValueError(f"prompt {prompt} of the batch has no {self._name} token to steer.")
+            self._steered = new
+        elif self._steered is None or self._steered.shape[1] < past:
+            raise ValueError("the key/value cache was filled outside this block, so its audio tokens are not known.")
+        else:  # cached keys keep their mask: beams of one prompt share it, so reordering them changes nothing
+            self._steered = torch.cat([self._steered[:, :past], new], dim=1)
+
+    def _select(self, input_ids):
+        if callable(self.keys):
+            return self.keys(input_ids).bool()
+        is_audio = input_ids == self.audio_token_id
+        return is_audio if self.keys == "audio" else ~is_audio
+
+    def edit_scores(self, layer, scores):
+        self.calls[layer] += 1
+        steered = align(self._steered, scores.shape[-1]).to(scores.device)[:, None]  # (B, 1, K)
+        return torch.where(steered, RULES[self.rule](scores, self.alpha), scores)
+
+
+def select_layers(layers: str | Iterable[int], depth: int) -> list[int]:
+    """Return the sorted indices of the decoder layers meant by "middle", a range or a list."""
+    if layers == "middle":  # at least one, in a model of two layers
+        start, stop = round(depth * 10 / 28), round(depth * 20 / 28)
+        return list(range(start, max(stop, start + 1)))
+    try:
+        chosen = sorted({operator.index(layer) for layer in layers})
+    except TypeError:
+        chosen = None
+    if not chosen:
+        raise ValueError(f'layers must be "middle", a range or a list of at least one index, got {layers!r}.')
+    if chosen[0] < 0 or chosen[-1] >= depth:
+        raise ValueError(f"layers must lie in 0..{depth - 1}, got {chosen}.")
+    return chosen
+
+
+def audio_token_id(model) -> int:
+    """Return the id of the placeholder that stands for one audio token in `input_ids`."""
+    model = transformers_model(model)
+    token_id = getattr(getattr(model, "config", None), "audio_token_id", None)
+    if token_id is None:
+        raise ValueError(f"the config of {type(model).__name__} names no audio token, so there is no audio to steer.")
+    return token_id
