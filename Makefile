@@ -1,0 +1,41 @@
+# The two commands of this repository: `make book` and `make test`. Each works alone from a fresh clone.
+# Another interpreter: `make book PYTHON=python3.12`. The newest versions instead of the pinned ones: `make test PINS=`.
+
+PYTHON ?= python3
+PINS ?= -c constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: book test serve constraints clean
+
+book: $(INSTALLED)
+	@$(BIN)/python tools/build.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python tools/build.py
+	$(BIN)/python -m pytest
+
+serve: book
+	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 8000
+
+$(INSTALLED): pyproject.toml requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV): some minutes and some gigabytes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet $(PINS) -r requirements.txt -e .
+	@touch $@
+
+# Renew every pin: the newest versions that the ranges allow, resolved in an environment of their own.
+constraints:
+	rm -rf _build/newest
+	$(PYTHON) -m venv _build/newest
+	_build/newest/bin/python -m pip install --quiet -r requirements.txt .
+	{ sed '/^[^#]/,$$d' constraints.txt; \
+	  _build/newest/bin/python -m pip list --format=freeze --exclude pip --exclude lalm-listening \
+	  | sed 's/+.*//'; } > _build/constraints.txt
+	mv _build/constraints.txt constraints.txt
+
+clean:
+	rm -rf _build $(VENV) *.egg-info
