@@ -1,0 +1,408 @@
+"""A large audio-language model (LALM) by name: its weights, its processor, and what the book asks of it.
+
+Taught in the chapters *Quickstart* and *From sound wave to token*.
+"""
+
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from unittest.mock import patch
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    BatchFeature,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers import processing_utils as processing
+from transformers.models.auto import video_processing_auto
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import VideoProcessorMixin
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+SHIPPED = ("tiny", "tiny-unbiased")
+ON_THE_HUB = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
+
+
+@dataclass
+class LALM:
+    """A large audio-language model with its processor.
+
+    Attributes
+    ----------
+    name : str
+        What it was loaded by.
+    model : PreTrainedModel
+        The `transformers` model, in evaluation mode.
+    processor : ProcessorMixin
+        Turns text and sound into the model's inputs.
+    sampling_rate : int
+        Samples per second (Hz) of the audio that the model expects.
+    """
+
+    name: str
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    sampling_rate: int
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The text decoder, where audio and text tokens attend to each other."""
+        return self.model.get_decoder()
+
+    @property
+    def audio_token_id(self) -> int:
+        return self.model.config.audio_token_id
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest stretch of sound the feature extractor takes at once, in seconds."""
+        return self.processor.feature_extractor.n_samples / self.sampling_rate
+
+    @cached_property
+    def frame_seconds(self) -> float:
+        """Seconds of audio per audio token, counted on one full stretch of silence."""
+        silence = np.zeros(self.processor.feature_extractor.n_samples, dtype=np.float32)
+        probe = self._process([self.processor.audio_token], [silence])
+        return self.max_seconds / (probe["input_ids"] == self.audio_token_id).sum().item()
+
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        audios: Sequence[np.ndarray | Sequence[np.ndarray] | None],
+        sampling_rate: int | None = None,
+    ) -> BatchFeature:
+        """Turn prompts and sounds into one left-padded batch on the model's device.
+
+        Parameters
+        ----------
+        prompts : list of str
+            A plain question is put into the chat template, its audio first. A prompt that already holds one of the
+            tokenizer's special tokens is taken as rendered and used as it is.
+        audios : list
+            Per prompt: a mono array of floats, a list of them, or None.
+        sampling_rate : int, optional
+            The arrays' rate (Hz), to be checked against the model's.
+
+        Returns
+        -------
+        BatchFeature
+            `input_ids` and `attention_mask` of shape (batch, seq), features in the model's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On any input that the model could not hear in full, with one exception: a clip longer than `max_seconds`
+            is cut, and a warning says which and by how much.
+        """
+        prompts, clips = _check_batch(prompts, audios)
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(
+                f"The audio has {sampling_rate} Hz but {self.name} hears {self.sampling_rate} Hz: "
+                f"read the file with load_audio(path, {self.sampling_rate}), which resamples."
+            )
+        texts = [self._render(prompt, len(own)) for prompt, own in zip(prompts, clips, strict=True)]
+        for item, (text, own) in enumerate(zip(texts, clips, strict=True)):
+            slots = text.count(self.processor.audio_token)
+            if slots != len(own):
+                raise ValueError(
+                    f"Prompt {item} has {slots} audio slot(s) ({self.processor.audio_token}) but comes with "
+                    f"{len(own)} audio clip(s): give one clip a slot."
+                )
+        flat = [clip for own in clips for clip in own]
+        inputs = self._process(texts, flat)
+        self._check_heard(inputs, clips)
+        return inputs.to(self.device, self.dtype)
+
+    def generate(self, inputs: BatchFeature, max_new_tokens: int = 32, **kwargs) -> list[str]:
+        """Answer each prompt of a batch, greedily unless `kwargs` (of `transformers`' `generate`) ask otherwise.
+
+        Returns the new text only, without special tokens and surrounding space.
+        """
+        kwargs = {"do_sample": False, "num_beams": 1} | kwargs
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def _render(self, prompt: str, n_audio: int) -> str:
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return prompt if any(token in prompt for token in special) else chat(self, prompt, n_audio)
+
+    def _process(self, texts: list[str], clips: list[np.ndarray]) -> BatchFeature:
+        # `audio=`: the older `audios=` is ignored by these processors, and the model would be deaf.
+        sound = {"audio": clips, "sampling_rate": self.sampling_rate} if clips else {}
+        padding = {"padding": True, "padding_side": "left"}
+        return self.processor(text=texts, text_kwargs=padding, return_tensors="pt", **sound)
+
+    def _check_heard(self, inputs: BatchFeature, clips: list[list[np.ndarray]]) -> None:
+        """Guard against deafness: the audio tokens must last as long as the sound, the features must hold it."""
+        tokens = (inputs["input_ids"] == self.audio_token_id).sum(dim=1).tolist()
+        for item, own in enumerate(clips):
+            seconds = [len(clip) / self.sampling_rate for clip in own]
+            heard = tokens[item] * self.frame_seconds if own else 0.0
+            slack = 2 * self.frame_seconds * len(own)  # convolutions round each clip to whole tokens
+            least = sum(min(s, self.max_seconds) for s in seconds)
+            if tokens[item] < len(own) or not least - slack <= heard <= sum(seconds) + slack:
+                raise ValueError(
+                    f"Prompt {item} has {sum(seconds):.3f} s of audio but {tokens[item]} audio token(s) of "
+                    f"{self.frame_seconds:.3f} s: the clip is too short, or the processor does not fit the model."
+                )
+            if any(s > self.max_seconds for s in seconds) and heard < sum(seconds):
+                warnings.warn(
+                    f"Prompt {item}: {sum(seconds) - heard:.2f} s of its {sum(seconds):.2f} s of audio are cut off, "
+                    f"since {self.name} hears at most {self.max_seconds:g} s a clip.",
+                    stacklevel=3,
+                )
+        sounding = sum(np.ptp(clip) > 0 for own in clips for clip in own)  # silence is legal, as a control
+        if sounding:
+            features = inputs["input_features"].flatten(start_dim=1)
+            if not features.isfinite().all():
+                raise ValueError("The audio features hold NaN or infinite values: the processor is broken.")
+            if (features.amax(dim=1) > features.amin(dim=1)).sum() < sounding:
+                raise ValueError(
+                    "The audio features of a clip are constant though its sound is not: scale it to a usual level "
+                    "(peak near 1), or pass zeros where silence is meant."
+                )
+
+
+def load_lalm(
+    name: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+) -> LALM:
+    """Load a LALM: safetensors only, never a repository's own code.
+
+    Parameters
+    ----------
+    name : str, optional
+        "tiny" or "tiny-unbiased" (shipped, no network needed), a local folder, or a hub id. By default what the
+        environment variable `LALM` says, else "tiny".
+    device : optional
+        By default a CUDA GPU, else Apple's (mps), else the CPU.
+    dtype : optional
+        By default bfloat16 on CUDA (float16 where the GPU lacks it), else float32.
+    quantize : {"4bit"}, optional
+        Keep the weights in 4 bits (NF4) through bitsandbytes, for small CUDA GPUs.
+    revision : str, optional
+        The hub repository's commit, tag or branch.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, a model without audio tokens, an unknown `quantize`.
+    OSError
+        A folder without safetensors weights; a hub id that can't be fetched.
+    ImportError, RuntimeError
+        `quantize` without bitsandbytes, without a CUDA GPU.
+    """
+    name = name or os.environ.get("LALM") or "tiny"
+    source = _locate(name)
+    device = torch.device(device or _best_device())
+    dtype = dtype or _best_dtype(device)
+    where = {"revision": revision, "trust_remote_code": False, "local_files_only": isinstance(source, Path)}
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+        # An omni model is a Thinker, which hears and writes, and a Talker, which the book leaves on disk.
+        config = getattr(config, "thinker_config", config)
+        if getattr(config, "audio_token_id", None) is None:
+            raise ValueError(f"{name!r} is a {config.model_type} model, whose config names no audio token: no LALM.")
+        model = AutoModelForMultimodalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            quantization_config=_quantization(quantize, device, dtype),
+            **where,
+        )
+        with video_is_optional():
+            processor = AutoProcessor.from_pretrained(source, **where)
+    except OSError as error:
+        if isinstance(source, Path):
+            raise
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{name!r} can't be had from the hub, which takes a network the first time: {reason}") from error
+    # The hub's decoding defaults (Qwen2-Audio samples, and penalises repetition) would change every number: keep only
+    # the token ids, and what is left is greedy.
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.generation_config.eos_token_id or processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    return LALM(name, model.eval(), processor, processor.feature_extractor.sampling_rate)
+
+
+def load_audio(path: str | os.PathLike, sampling_rate: int) -> np.ndarray:
+    """Read a sound file as float32 mono at `sampling_rate` (Hz): channels averaged, resampled by librosa.
+
+    Returns
+    -------
+    ndarray, shape (samples,)
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file; a file that is not sound, holds no samples, or holds NaN or infinite ones.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no audio file {path}.")
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{path} can't be read as audio ({error.error_string}): is it damaged, or not a sound?"
+        ) from error
+    if not audio.size:
+        raise ValueError(f"{path} holds no samples.")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{path} holds NaN or infinite samples.")
+    return librosa.resample(librosa.to_mono(audio.T), orig_sr=rate, target_sr=sampling_rate)
+
+
+def chat(
+    processor: LALM | ProcessorMixin, text: str, n_audio: int = 1, system: str | None = None, audio_first: bool = True
+) -> str:
+    """Render a user's turn with the processor's own chat template, up to where the answer begins.
+
+    Parameters
+    ----------
+    processor : LALM or ProcessorMixin
+    text : str
+        The question.
+    n_audio : int
+        Audio slots in the turn.
+    system : str, optional
+        The system turn; by default what the template says.
+    audio_first : bool
+        Whether the audio comes before the text or after it.
+    """
+    processor = getattr(processor, "processor", processor)
+    # Older templates look for the key "audio" rather than at the type; its value is never read.
+    audio = [{"type": "audio", "audio": ""}] * n_audio
+    question = [{"type": "text", "text": text}]
+    messages = [{"role": "user", "content": audio + question if audio_first else question + audio}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+class NoVideo(VideoProcessorMixin):
+    """Holds the place of a video processor where torchvision is missing (its wheels fail beside a CPU-only torch)."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return cls()
+
+    def __call__(self, *args, **kwargs):
+        raise ImportError("Video needs torchvision, which is missing here: install the one that matches this torch.")
+
+
+@contextmanager
+def video_is_optional() -> Iterator[None]:
+    """Let processors with a video part be built without torchvision; where it is there, change nothing."""
+    if is_torchvision_available():
+        yield
+        return
+    with (
+        patch.object(video_processing_auto, "AutoVideoProcessor", NoVideo),
+        # Without torchvision `transformers` hides the class that it would check the video processor against.
+        patch.dict(processing.MODALITY_TO_BASE_CLASS_MAPPING, video_processor="ImageProcessingMixin"),
+    ):
+        yield
+
+
+def _locate(name: str) -> Path | str:
+    """A shipped checkpoint's or a local folder as a Path, a hub id as it is."""
+    folder = CHECKPOINTS / name if name in SHIPPED else Path(name)
+    if not folder.is_dir():
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+            return name
+        raise ValueError(
+            f"Unknown model {name!r}: known are {', '.join(SHIPPED)}, any local folder that holds a model, and hub ids "
+            f"such as {', '.join(ON_THE_HUB)} (a hub id takes a network the first time)."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise OSError(
+            f"{folder} holds no *.safetensors weights: pickled ones (.bin, .pt) can run code and are not read; "
+            "convert them with save_pretrained."
+        )
+    return folder
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _quantization(quantize: str | None, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantize is None:
+        return None
+    if quantize != "4bit":
+        raise ValueError(f"quantize={quantize!r} is not known: use '4bit' or None.")
+    if device.type != "cuda":
+        raise RuntimeError(f"quantize='4bit' takes a CUDA GPU, but the model would be loaded on {device}.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("quantize='4bit' needs bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _check_batch(prompts: Sequence[str], audios: Sequence) -> tuple[list[str], list[list[np.ndarray]]]:
+    """Bring audios to a list of float32 clips per prompt; refuse what is no mono sound."""
+    if isinstance(prompts, str) or isinstance(audios, np.ndarray):
+        raise TypeError("prompts and audios are lists, one entry a prompt: write [prompt], [audio] for one.")
+    if not prompts or len(prompts) != len(audios):
+        raise ValueError(f"Got {len(prompts)} prompt(s) and {len(audios)} audio entries: give one entry a prompt.")
+    clips = [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in audios]
+    return list(prompts), [[_check_clip(clip, item) for clip in own] for item, own in enumerate(clips)]
+
+
+def _check_clip(clip: np.ndarray, item: int) -> np.ndarray:
+    if not isinstance(clip, np.ndarray) or not np.issubdtype(clip.dtype, np.floating):
+        kind = f"{clip.dtype} array" if isinstance(clip, np.ndarray) else type(clip).__name__
+        raise TypeError(f"The audio of prompt {item} is a {kind}, not an array of floats: read files with load_audio.")
+    if clip.ndim != 1:
+        raise ValueError(
+            f"The audio of prompt {item} has shape {clip.shape}, not (samples,): load_audio mixes it down."
+        )
+    if not clip.size:
+        raise ValueError(f"The audio of prompt {item} is empty: for no audio pass None.")
+    if not np.isfinite(clip).all():
+        raise ValueError(f"The audio of prompt {item} holds NaN or infinite samples: repair the clip or leave it out.")
+    return clip.astype(np.float32, copy=False)
