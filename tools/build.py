@@ -21,6 +21,7 @@ from bs4 import BeautifulSoup
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from nbmake.nb_run import NotebookRun
+from sphinx_external_toc.api import SiteMap
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,9 +90,14 @@ def render() -> None:
         sys.exit("The book was not built: see the warnings above.")
 
 
+def table_of_contents() -> SiteMap:
+    """The documents of the book, by name, as `_toc.yml` lists them."""
+    return parse_toc_yaml(ROOT / "_toc.yml")
+
+
 def empty_pages() -> list[str]:
     """Documents of the table of contents without a page that has a heading and some text."""
-    return [name for name in parse_toc_yaml(ROOT / "_toc.yml") if not has_content(HTML / f"{name}.html")]
+    return [name for name in table_of_contents() if not has_content(HTML / f"{name}.html")]
 
 
 def has_content(page: Path) -> bool:
@@ -115,7 +121,7 @@ def main() -> None:
         if empty := empty_pages():
             sys.exit(f"Pages of _toc.yml missing or empty: {', '.join(empty)}")
         STAMP.write_text(inputs)
-    toc = parse_toc_yaml(ROOT / "_toc.yml")
+    toc = table_of_contents()
     print(f"{len(toc)} pages in {time.perf_counter() - start:.0f} s. The first page:\n{HTML / toc.root.docname}.html")
 
 
