@@ -6,6 +6,7 @@ attention do all rows and computes the one row again: q_last · K^T, softmax, ·
 """
 
 import sys
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import partial
 
@@ -14,6 +15,104 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from helpers.models import LALM, chat
+
+
+class Role(IntEnum):
+    """What a token of the sequence is there for; also the index of the last axis of `attention_by_role`."""
+
+    PAD = 0
+    SYSTEM = 1  # all before the user's turn
+    AUDIO = 2
+    INSTRUCTION = 3  # all other text of the prompt, turn markers included
+    OUTPUT = 4  # the reply
+
+
+def token_roles(lalm: LALM, inputs: Mapping, prompt_length: int | torch.Tensor | None = None) -> torch.Tensor:
+    """Tell what each token of a batch is there for.
+
+    Parameters
+    ----------
+    lalm : LALM
+    inputs : mapping
+        From `LALM.prepare`, with `input_ids` and `attention_mask` of shape (batch, seq).
+    prompt_length : int or tensor (batch,), optional
+        Where the inputs hold replies too: the column where they begin.
+
+    Returns
+    -------
+    Tensor of int, shape (batch, seq)
+        Values of `Role`.
+    """
+    input_ids = inputs["input_ids"]
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)
+    roles = torch.full_like(input_ids, Role.INSTRUCTION)
+    roles[column < _user_turn(lalm, input_ids)[:, None]] = Role.SYSTEM
+    roles[input_ids == lalm.audio_token_id] = Role.AUDIO
+    if prompt_length is not None:
+        begins = torch.as_tensor(prompt_length, device=column.device).reshape(-1, 1)  # (1 or B, 1)
+        roles = torch.where(column >= begins, Role.OUTPUT, roles)
+    if inputs.get("attention_mask") is not None:
+        roles[inputs["attention_mask"] == 0] = Role.PAD
+    return roles
+
+
+def attention_by_role(lalm: LALM, inputs: Mapping, prompt_length: int | torch.Tensor | None = None) -> torch.Tensor:
+    """Sum the last real token's attention over the tokens of each role (the first figure of MATA, arXiv 2509.18816).
+
+    Takes the parameters of `token_roles`. Inside a `MATA` block it shows the steered attention.
+
+    Returns
+    -------
+    Tensor of float32, shape (batch, layers, heads, roles), on the CPU
+        Shares in the order of `Role`; they sum to 1.
+    """
+    roles = token_roles(lalm, inputs, prompt_length).cpu()
+    is_role = F.one_hot(roles.long(), len(Role)).float()  # (B, T, R)
+    return torch.einsum("blht,btr->blhr", last_row_attention(lalm, inputs), is_role)
+
+
+def last_row_attention(model, inputs: Mapping) -> torch.Tensor:
+    """Return the attention that the last real token of each sequence pays to every token, in memory linear in T.
+
+    Parameters
+    ----------
+    model : LALM or transformers model
+    inputs : mapping
+        What the model is called with.
+
+    Returns
+    -------
+    Tensor of float32, shape (batch, layers, heads, seq), on the CPU
+    """
+    with torch.no_grad(), _Reader(model) as reader:
+        reader.host(**inputs, use_cache=False)
+    return torch.stack(reader.rows, dim=1)
+
+
+def _user_turn(lalm: LALM, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return the column where each sequence's first user turn begins (B,); 0 where the prompt has no turns."""
+    opening = _user_opening(lalm)
+    n = len(opening)
+    padded = F.pad(input_ids, (0, n), value=-1)
+    found = (padded.unfold(1, n, 1) == opening.to(input_ids.device)).all(-1).int()  # (B, T + 1)
+    return found.argmax(1)
+
+
+def _user_opening(lalm: LALM) -> torch.Tensor:
+    """Return the tokens that open a user turn, such as <|im_start|> user, whatever chat template the model has.
+
+    They are the text that the template puts between a system and a user message, from its last special token on.
+    """
+    system, user = "SYSTEM-MESSAGE", "USER-MESSAGE"
+    between = chat(lalm, user, n_audio=0, system=system).split(system)[1].split(user)[0]
+    tokens = lalm.tokenizer(between.rstrip(), add_special_tokens=False)["input_ids"]
+    added = lalm.tokenizer.added_tokens_decoder
+    special = [i for i, token in enumerate(tokens) if token in added and added[token].special]
+    if not special:
+        raise ValueError(f"the chat template of {lalm.name} opens no user turn, so its system turn can't be told.")
+    return torch.tensor(tokens[special[-1] :])
 
 
 def transformers_model(model) -> torch.nn.Module:
@@ -56,7 +155,7 @@ class LastRow:
 
     writes = False  # whether the changed row goes back into the model
 
-    def __init__(self, model, layers=None):
+    def __init__(self, model, layers: Iterable[int] | None = None):
         model = transformers_model(model)
         self.decoder = text_decoder(model)
         # The innermost module that still sees the token ids: calls to it and to the model around it are both caught.
@@ -106,7 +205,7 @@ class LastRow:
     def _before(self, module, args, kwargs):
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         if input_ids is None:
-            raise ValueError(f"{type(self).__name__} needs input_ids to know which tokens are audio, not inputs_embeds.")
+            raise ValueError("the model was called without input_ids, which alone tell audio tokens from text.")
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         self._tokens = _Tokens(input_ids, kwargs.get("attention_mask"), past)
@@ -120,6 +219,17 @@ class LastRow:
                 f"layers {sorted(self._missed)} of {type(self.decoder).__name__} do not go through transformers' "
                 "attention interface; leave them out."
             )
+
+
+class _Reader(LastRow):
+    """Keeps the last row of every layer, in layer order."""
+
+    def __enter__(self):
+        self.rows = []
+        return super().__enter__()
+
+    def see_weights(self, layer, weights):
+        self.rows.append(weights.cpu())
 
 
 class _Tokens:
