@@ -285,7 +285,10 @@ def _sha256(path: Path) -> str:
 
 def _unpack_mmau(table: Path, folder: Path) -> None:
     """The hub's MMAU is one parquet table with the clips in it: write them and the metadata as the authors do."""
-    import pyarrow.parquet  # only needed here, and large
+    try:
+        import pyarrow.parquet  # large, and needed only here
+    except ImportError:
+        raise ImportError(f"{table} needs pyarrow to be read: pip install pyarrow; the download is kept.") from None
 
     rows = []
     for batch in pyarrow.parquet.ParquetFile(table).iter_batches(batch_size=16):
