@@ -30,11 +30,10 @@ from transformers import (
 )
 from transformers import processing_utils as processing
 from transformers.models.auto import video_processing_auto
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-SHIPPED = ("tiny", "tiny-unbiased")
 ON_THE_HUB = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
 
 
@@ -175,8 +174,8 @@ class LALM:
                 )
             if any(s > self.max_seconds for s in seconds) and heard < sum(seconds):
                 warnings.warn(
-                    f"Prompt {item}: {sum(seconds) - heard:.2f} s of its {sum(seconds):.2f} s of audio are cut off, "
-                    f"since {self.name} hears at most {self.max_seconds:g} s a clip.",
+                    f"Prompt {item}: {sum(seconds) - heard:.2f} s of its {sum(seconds):.2f} s of audio are cut off: "
+                    f"{self.name} does not take clips of that length.",
                     stacklevel=3,
                 )
         sounding = sum(np.ptp(clip) > 0 for own in clips for clip in own)  # silence is legal, as a control
@@ -218,34 +217,21 @@ def load_lalm(
     Raises
     ------
     ValueError
-        An unknown name, a model without audio tokens, an unknown `quantize`.
+        An unknown name, a model without audio tokens, a checkpoint that lacks weights, an unknown `quantize`.
     OSError
-        A folder without safetensors weights; a hub id that can't be fetched.
+        A folder without safetensors weights, a hub id that can't be fetched.
     ImportError, RuntimeError
         `quantize` without bitsandbytes, without a CUDA GPU.
     """
-    name = name or os.environ.get("LALM") or "tiny"
+    name = str(name or os.environ.get("LALM") or "tiny")
     source = _locate(name)
     device = torch.device(device or _best_device())
     dtype = dtype or _best_dtype(device)
-    where = {"revision": revision, "trust_remote_code": False, "local_files_only": isinstance(source, Path)}
+    quantization = _quantization(quantize, device, dtype)
     try:
-        config = AutoConfig.from_pretrained(source, **where)
-        # An omni model is a Thinker, which hears and writes, and a Talker, which the book leaves on disk.
-        config = getattr(config, "thinker_config", config)
-        if getattr(config, "audio_token_id", None) is None:
-            raise ValueError(f"{name!r} is a {config.model_type} model, whose config names no audio token: no LALM.")
-        model = AutoModelForMultimodalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-            quantization_config=_quantization(quantize, device, dtype),
-            **where,
+        model, processor = _from_pretrained(
+            source, revision, dtype=dtype, device_map={"": device}, quantization_config=quantization
         )
-        with video_is_optional():
-            processor = AutoProcessor.from_pretrained(source, **where)
     except OSError as error:
         if isinstance(source, Path):
             raise
@@ -341,12 +327,13 @@ def video_is_optional() -> Iterator[None]:
 
 def _locate(name: str) -> Path | str:
     """A shipped checkpoint's or a local folder as a Path, a hub id as it is."""
-    folder = CHECKPOINTS / name if name in SHIPPED else Path(name)
+    shipped = {folder.name: folder for folder in sorted(CHECKPOINTS.glob("*/"))}
+    folder = shipped.get(name, Path(name))
     if not folder.is_dir():
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             return name
         raise ValueError(
-            f"Unknown model {name!r}: known are {', '.join(SHIPPED)}, any local folder that holds a model, and hub ids "
+            f"Unknown model {name!r}: known are {', '.join(shipped)}, any local folder that holds a model, and hub ids "
             f"such as {', '.join(ON_THE_HUB)} (a hub id takes a network the first time)."
         )
     if not any(folder.glob("*.safetensors")):
@@ -355,6 +342,38 @@ def _locate(name: str) -> Path | str:
             "convert them with save_pretrained."
         )
     return folder
+
+
+def _from_pretrained(source: Path | str, revision: str | None, **weights) -> tuple[PreTrainedModel, ProcessorMixin]:
+    where = {"revision": revision, "trust_remote_code": False, "local_files_only": isinstance(source, Path)}
+    config = AutoConfig.from_pretrained(source, **where)
+    # An omni model is a Thinker, which hears and writes, and a Talker, which the book leaves on disk.
+    config = getattr(config, "thinker_config", config)
+    if getattr(config, "audio_token_id", None) is None:
+        raise ValueError(
+            f"{source} is a {config.model_type} model, whose config names no audio token: it hears nothing."
+        )
+    with _progress_bar(shown=CHECKPOINTS not in Path(source).parents):
+        model, info = AutoModelForMultimodalLM.from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True, **weights, **where
+        )
+    if info["missing_keys"]:  # `transformers` would fill them with random numbers and only warn
+        raise ValueError(f"{source} lacks weights of its model: {', '.join(sorted(info['missing_keys'])[:3])}, ...")
+    with video_is_optional():
+        return model, AutoProcessor.from_pretrained(source, **where)
+
+
+@contextmanager
+def _progress_bar(shown: bool) -> Iterator[None]:
+    """Hide the bar over the weights of a shipped checkpoint: they load in a blink, and a bar would litter the pages."""
+    before = logging.is_progress_bar_enabled()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
 
 
 def _best_device() -> str:

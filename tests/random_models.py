@@ -46,6 +46,7 @@ AUDIO_TOWER = {
     "encoder_attention_heads": 4,
     "encoder_ffn_dim": 2 * WIDTH,
     "max_source_positions": 50 * CHUNK_SECONDS,  # 100 mel frames a second, halved by a convolution
+    "initializer_range": 0.2,
 }
 # Like the generation_config.json of Qwen2-Audio-7B-Instruct, which samples and penalises repetition.
 HUB_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 0.5, "top_k": 20, "repetition_penalty": 1.1}

@@ -1,0 +1,495 @@
+"""Models by name: loading, preparing, generating, on small random checkpoints of the real classes."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import soundfile
+import torch
+from random_models import CHUNK_SECONDS, DECODER, FAMILIES, N_MELS, random_lalm, save
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
+
+from helpers import models
+from helpers.models import CHECKPOINTS, LALM, NoVideo, chat, load_audio, load_lalm
+
+RATE = 16_000
+CLASSES = {
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """One folder a family, in the hub's layout."""
+    return {family: str(save(family, tmp_path_factory.mktemp(family))) for family in FAMILIES}
+
+
+@pytest.fixture(params=CLASSES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def lalm(family, checkpoints) -> LALM:
+    return load_lalm(checkpoints[family], device="cpu")
+
+
+@pytest.fixture
+def qwen2_audio(checkpoints) -> LALM:
+    return load_lalm(checkpoints["qwen2_audio"], device="cpu")
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.1, size=round(seconds * RATE)).astype(np.float32)
+
+
+def logits(lalm: LALM, prompts, audios) -> torch.Tensor:
+    """Scores of the first new token, (batch, vocabulary)."""
+    with torch.no_grad():
+        return lalm.model(**lalm.prepare(prompts, audios)).logits[:, -1].float()
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def test_class_and_properties(lalm, family):
+    assert type(lalm.model).__name__ == CLASSES[family]
+    assert not lalm.model.training
+    assert lalm.sampling_rate == RATE
+    assert lalm.max_seconds == CHUNK_SECONDS
+    assert lalm.frame_seconds == pytest.approx(0.04)  # 100 mel frames a second, convolution and pooling halve each
+    assert lalm.tokenizer.convert_ids_to_tokens(lalm.audio_token_id) == "<|AUDIO|>"
+    assert len(lalm.decoder.layers) == DECODER["num_hidden_layers"]
+    assert lalm.device == torch.device("cpu") and lalm.dtype == torch.float32
+
+
+def test_weights_are_the_saved_ones(lalm, family):
+    original = random_lalm(family).model.state_dict()
+    loaded = lalm.model.state_dict()
+    assert loaded.keys() == original.keys()
+    assert all(torch.equal(loaded[key], original[key]) for key in original)
+
+
+def test_the_omni_checkpoint_is_the_whole_one(checkpoints):
+    folder = checkpoints["qwen2_5_omni"]
+    with open(f"{folder}/model.safetensors.index.json") as file:
+        halves = {key.split(".")[0] for key in json.load(file)["weight_map"]}
+    assert halves == {"thinker", "talker", "token2wav"}
+
+
+def test_layout_of_processor_save_pretrained(qwen2_audio, tmp_path):
+    qwen2_audio.model.save_pretrained(tmp_path)
+    qwen2_audio.processor.save_pretrained(tmp_path)
+    again = load_lalm(tmp_path, device="cpu")
+    x = ["Which?"], [noise(1)]
+    assert torch.equal(logits(again, *x), logits(qwen2_audio, *x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_bfloat16_on_the_cpu(family, checkpoints, dtype):
+    lalm = load_lalm(checkpoints[family], device="cpu", dtype=dtype)
+    inputs = lalm.prepare(["What is it?", "And this?"], [noise(1), noise(2)])
+    assert lalm.dtype == inputs["input_features"].dtype == torch.bfloat16
+    assert inputs["input_ids"].dtype == torch.int64
+    exact = load_lalm(checkpoints[family], device="cpu")
+    x = ["What is it?", "And this?"], [noise(1), noise(2)]
+    torch.testing.assert_close(logits(lalm, *x), logits(exact, *x), atol=0.15, rtol=0)
+    assert len(lalm.generate(inputs, max_new_tokens=2)) == 2
+
+
+def test_name_from_the_environment(checkpoints, monkeypatch, tmp_path):
+    monkeypatch.setenv("LALM", checkpoints["qwen2_audio"])
+    assert load_lalm(device="cpu").name == checkpoints["qwen2_audio"]
+    monkeypatch.delenv("LALM")
+    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    os.symlink(checkpoints["qwen2_audio"], tmp_path / "tiny")
+    assert load_lalm(device="cpu").name == "tiny"
+
+
+def test_a_shipped_checkpoint_loads_without_a_progress_bar(checkpoints, monkeypatch, tmp_path):
+    shown = []
+    logging.set_tqdm_hook(lambda factory, args, kwargs: shown.append(factory is tqdm) or factory(*args, **kwargs))
+    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    os.symlink(checkpoints["qwen2_audio"], tmp_path / "tiny")
+    load_lalm("tiny", device="cpu")
+    load_lalm(checkpoints["qwen2_audio"], device="cpu")
+    logging.set_tqdm_hook(None)
+    assert shown == [False, True]
+
+
+def test_unknown_name_lists_the_known(monkeypatch, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    for name in ("qwen", "./no/such", "/no/such", "a/b/c"):
+        with pytest.raises(ValueError, match="known are tiny, .*Qwen2-Audio-7B-Instruct.* network"):
+            load_lalm(name)
+
+
+def test_hub_id_without_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match=r"'Qwen/Qwen2-Audio-7B-Instruct' can't be had from the hub.* network") as caught:
+        load_lalm("Qwen/Qwen2-Audio-7B-Instruct")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_pickled_weights_are_refused(qwen2_audio, tmp_path):
+    qwen2_audio.model.config.save_pretrained(tmp_path)
+    torch.save(qwen2_audio.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no \\*.safetensors weights.*can run code"):
+        load_lalm(tmp_path)
+
+
+def test_a_text_model_is_no_lalm(tmp_path):
+    tiny = Qwen2Config(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=8,
+    )
+    Qwen2ForCausalLM(tiny).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a qwen2 model, whose config names no audio token"):
+        load_lalm(tmp_path)
+
+
+def test_missing_weights_are_not_made_up(qwen2_audio, tmp_path):
+    qwen2_audio.model.save_pretrained(tmp_path)
+    qwen2_audio.processor.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(key for key in weights if "lm_head" in key)
+    save_file({k: v for k, v in weights.items() if k != lost}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks weights of its model: lm_head.weight"):
+        load_lalm(tmp_path, device="cpu")
+
+
+def test_quantization_says_what_it_needs(checkpoints, monkeypatch):
+    folder = checkpoints["qwen2_audio"]
+    with pytest.raises(ValueError, match="quantize='3bit' is not known"):
+        load_lalm(folder, quantize="3bit")
+    with pytest.raises(RuntimeError, match="takes a CUDA GPU, but the model would be loaded on cpu"):
+        load_lalm(folder, device="cpu", quantize="4bit")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        load_lalm(folder, device="cuda", quantize="4bit")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "bf16", "expected"),
+    [
+        (True, False, True, ("cuda", torch.bfloat16)),
+        (True, False, False, ("cuda", torch.float16)),
+        (False, True, False, ("mps", torch.float32)),
+        (False, False, False, ("cpu", torch.float32)),
+    ],
+)
+def test_device_and_dtype_by_what_is_there(monkeypatch, cuda, mps, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    # A T4 emulates bfloat16 and says it supports it, unless asked for the real thing.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    device = torch.device(models._best_device())
+    assert (device.type, models._best_dtype(device)) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+def test_on_a_gpu(family, checkpoints):
+    lalm = load_lalm(checkpoints[family])
+    x = ["What is it?", "And this?"], [noise(1), noise(2)]
+    assert lalm.device.type == "cuda"
+    assert all(value.device.type == "cuda" for value in lalm.prepare(*x).values())
+    on_cpu = load_lalm(checkpoints[family], device="cpu")
+    torch.testing.assert_close(logits(lalm, *x).cpu(), logits(on_cpu, *x), atol=0.15, rtol=0)
+
+
+@pytest.mark.skipif(models.is_torchvision_available(), reason="torchvision is here: the real video processor serves")
+def test_video_without_torchvision_says_so(checkpoints):
+    processor = load_lalm(checkpoints["qwen2_5_omni"], device="cpu").processor
+    assert isinstance(processor.video_processor, NoVideo)
+    with pytest.raises(ImportError, match="Video needs torchvision"):
+        processor(text="<|VIDEO|>", videos=[np.zeros((2, 28, 28, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-unbiased"])
+def test_shipped_checkpoints_answer_offline(name):
+    if not (CHECKPOINTS / name).is_dir():
+        pytest.skip(f"{name} is not trained yet")
+    program = f"""
+import numpy as np
+from helpers.models import load_lalm
+lalm = load_lalm({name!r}, device="cpu")
+print(lalm.generate(lalm.prepare(["What is heard?"], [np.zeros(lalm.sampling_rate, np.float32)]), 8))
+"""
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | nowhere, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and done.stdout.startswith("['")
+
+
+# -------------------------------------------------------------------------------------------------------- preparing
+
+
+def test_shapes_and_left_padding(lalm):
+    inputs = lalm.prepare(["Short?", "A question that is a good deal longer?"], [noise(1), noise(2)])
+    batch, seq = inputs["input_ids"].shape
+    assert batch == 2 and inputs["attention_mask"].shape == (2, seq)
+    assert inputs["input_features"].shape == (2, N_MELS, 100 * CHUNK_SECONDS)
+    short, long = inputs["attention_mask"]
+    assert long.all() and short[0] == 0 and short[-1] == 1 and (short.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 1.23, 3.999, CHUNK_SECONDS])
+def test_audio_tokens_last_as_long_as_the_sound(lalm, seconds):
+    tokens = (lalm.prepare(["?"], [noise(seconds)])["input_ids"] == lalm.audio_token_id).sum().item()
+    assert tokens * lalm.frame_seconds == pytest.approx(seconds, abs=lalm.frame_seconds)
+
+
+def test_plain_question_equals_its_rendered_chat(lalm):
+    plain = lalm.prepare(["What is it?"], [noise(1)])
+    rendered = lalm.prepare([chat(lalm, "What is it?")], [noise(1)])
+    assert torch.equal(plain["input_ids"], rendered["input_ids"])
+
+
+def test_features_are_the_extractors(lalm):
+    inputs = lalm.prepare(["What is it?"], [noise(1)])
+    expected = lalm.processor.feature_extractor(noise(1), sampling_rate=RATE, return_tensors="pt")["input_features"]
+    assert torch.equal(inputs["input_features"], expected)
+
+
+MIXED = [
+    ("What is it?", noise(1.0, 1)),
+    ("Which of the two clips is the longer one?", [noise(2.5, 2), noise(0.7, 3)]),
+    ("Say anything.", None),
+    ("Silence?", np.zeros(RATE, np.float32)),
+]
+
+
+def test_batched_equals_single(lalm):
+    prompts, audios = zip(*MIXED, strict=True)
+    batched = logits(lalm, prompts, audios)
+    for row, prompt, audio in zip(batched, prompts, audios, strict=True):
+        single = logits(lalm, [prompt], [audio])[0]
+        assert single.std() > 0.5  # the scores differ enough for closeness to mean something
+        torch.testing.assert_close(row, single, atol=1e-4, rtol=1e-4)
+
+
+def test_replies_do_not_depend_on_the_batch(lalm):
+    prompts, audios = zip(*MIXED, strict=True)
+    batched = lalm.generate(lalm.prepare(prompts, audios), max_new_tokens=8)
+    assert batched == [lalm.generate(lalm.prepare([p], [a]), max_new_tokens=8)[0] for p, a in MIXED]
+
+
+def test_no_prompt_with_audio(lalm):
+    inputs = lalm.prepare(["One?", "Two?"], [None, []])
+    assert "input_features" not in inputs
+    assert len(lalm.generate(inputs, max_new_tokens=2)) == 2
+
+
+def test_it_hears(lalm):
+    prompt = ["What is it?"]
+    heard = logits(lalm, prompt, [noise(1, 1)])
+    for other in (noise(1, 2), np.zeros(RATE, np.float32)):
+        assert (heard - logits(lalm, prompt, [other])).abs().max() > 0.01
+
+
+def test_several_clips_are_heard_in_order(lalm):
+    prompt, a, b = ["Which?"], noise(1, 1), noise(1, 2)
+    assert (logits(lalm, prompt, [[a, b]]) - logits(lalm, prompt, [[b, a]])).abs().max() > 0.001
+    features = lalm.prepare(prompt, [[a, b]])["input_features"]
+    assert torch.equal(features[0], lalm.prepare(prompt, [a])["input_features"][0])
+
+
+def test_long_audio_is_cut_and_told(lalm):
+    clip = noise(CHUNK_SECONDS + 1.5)
+    with pytest.warns(UserWarning, match=r"Prompt 1: 1\.50 s of its 5\.50 s of audio are cut off"):
+        long = lalm.prepare(["a", "b"], [noise(1), clip])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cut = lalm.prepare(["a", "b"], [noise(1), clip[: CHUNK_SECONDS * RATE]])
+    assert all(torch.equal(long[key], cut[key]) for key in cut)
+    with pytest.warns(UserWarning, match=r"0\.00 s of its 4\.00 s"):  # even one sample
+        lalm.prepare(["a"], [noise(CHUNK_SECONDS + 1 / RATE)])
+
+
+def test_float64_and_lists_of_one_are_taken(qwen2_audio):
+    plain = qwen2_audio.prepare(["?"], [noise(1)])
+    for audio in (noise(1).astype(np.float64), [noise(1)], (noise(1),)):
+        assert torch.equal(qwen2_audio.prepare(("?",), (audio,))["input_features"], plain["input_features"])
+
+
+BROKEN = {
+    "NaN": (np.full(RATE, np.nan, np.float32), ValueError, "prompt 1 holds NaN"),
+    "infinite": (np.full(RATE, np.inf, np.float32), ValueError, "prompt 1 holds NaN or infinite"),
+    "empty": (np.zeros(0, np.float32), ValueError, "prompt 1 is empty: for no audio pass None"),
+    "stereo": (np.zeros((2, RATE), np.float32), ValueError, r"shape \(2, 16000\).*load_audio"),
+    "integers": (np.zeros(RATE, np.int16), TypeError, "prompt 1 is a int16 array, not an array of floats"),
+    "path": ("clip.wav", TypeError, "prompt 1 is a str, not an array of floats: read files with load_audio"),
+    "tensor": (torch.zeros(RATE), TypeError, "prompt 1 is a Tensor"),
+    "too short": (noise(0.01), ValueError, "Prompt 1 has 0.010 s of audio but 0 audio token.*too short"),
+    "too quiet": (1e-9 * noise(1), ValueError, "constant though its sound is not"),
+    "more clips than slots": ([noise(1), noise(1)], ValueError, r"Prompt 1 has 1 audio slot.*2 audio clip"),
+    "fewer clips than slots": (None, ValueError, r"Prompt 1 has 1 audio slot.*0 audio clip"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_audio(qwen2_audio, case):
+    audio, error, message = BROKEN[case]
+    prompts = [chat(qwen2_audio, "What is it?")] * 2
+    with pytest.raises(error, match=message):
+        qwen2_audio.prepare(prompts, [noise(1), audio])
+
+
+def test_prompt_without_an_audio_slot(qwen2_audio):
+    with pytest.raises(ValueError, match=r"Prompt 0 has 0 audio slot\(s\) \(<\|AUDIO\|>\) but comes with 1"):
+        qwen2_audio.prepare([chat(qwen2_audio, "What is it?", n_audio=0)], [noise(1)])
+
+
+def test_broken_batches(qwen2_audio):
+    with pytest.raises(ValueError, match=r"Got 2 prompt\(s\) and 1 audio entries"):
+        qwen2_audio.prepare(["a", "b"], [None])
+    with pytest.raises(ValueError, match=r"Got 0 prompt\(s\)"):
+        qwen2_audio.prepare([], [])
+    with pytest.raises(TypeError, match="are lists"):
+        qwen2_audio.prepare("What is it?", noise(1))
+
+
+def test_wrong_sampling_rate(qwen2_audio):
+    qwen2_audio.prepare(["?"], [noise(1)], sampling_rate=RATE)
+    with pytest.raises(ValueError, match=r"44100 Hz but .* hears 16000 Hz: .*load_audio\(path, 16000\)"):
+        qwen2_audio.prepare(["?"], [noise(1)], sampling_rate=44_100)
+
+
+def deaf(extract, change):
+    def extractor(*args, **kwargs):
+        out = extract(*args, **kwargs)
+        out["input_features"] = change(out["input_features"])
+        return out
+
+    return extractor
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda features: features * 0, "constant though its sound is not"),
+        (lambda features: features * torch.tensor([1.0, 0.0])[:, None, None], "constant though"),
+        (lambda features: features * np.nan, "NaN or infinite"),
+    ],
+)
+def test_deaf_features_are_noticed(lalm, monkeypatch, change, message):
+    extractor = lalm.processor.feature_extractor
+    monkeypatch.setattr(type(extractor), "__call__", deaf(type(extractor).__call__, change))
+    with pytest.raises(ValueError, match=message):
+        lalm.prepare(["a", "b"], [noise(1), noise(1)])
+
+
+def test_audio_tokens_that_do_not_fit_the_sound_are_noticed(lalm, monkeypatch):
+    process = LALM._process
+    monkeypatch.setattr(
+        LALM, "_process", lambda self, texts, clips: process(self, texts, [c[: RATE // 2] for c in clips])
+    )
+    lalm.__dict__["frame_seconds"] = 0.04
+    with pytest.raises(ValueError, match=r"Prompt 0 has 1\.000 s of audio but 12 audio token\(s\) of 0\.040 s"):
+        lalm.prepare(["a"], [noise(1)])
+
+
+# ------------------------------------------------------------------------------------------------------- generating
+
+
+def test_greedy_by_hand(lalm):
+    """The reply is the arg max, token after token, without a cache, whatever the hub's generation config says."""
+    inputs = lalm.prepare(["What is it?"], [noise(1)])
+    ids, steps = inputs["input_ids"], 6
+    for _ in range(steps):
+        batch = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            token = lalm.model(**batch).logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, token], dim=1)
+        if token.item() == lalm.tokenizer.eos_token_id:
+            break
+    by_hand = lalm.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert lalm.generate(inputs, max_new_tokens=steps) == [by_hand]
+    bare = lalm.model.generate(**inputs, max_new_tokens=steps)  # as inside a `with MATA(...)` block
+    assert torch.equal(bare, ids)
+
+
+def test_no_default_of_the_hub_is_left(lalm, checkpoints, family):
+    with open(f"{checkpoints[family]}/generation_config.json") as file:
+        assert json.load(file)["repetition_penalty"] == 1.1
+    left = lalm.model.generation_config.to_diff_dict()
+    left.pop("transformers_version", None)
+    end = lalm.tokenizer.eos_token_id
+    assert left == {"eos_token_id": [end], "pad_token_id": lalm.tokenizer.pad_token_id}
+
+
+def test_generate_is_quiet(lalm, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lalm.generate(lalm.prepare(["What is it?"], [noise(1)]), max_new_tokens=2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_new_text_without_special_tokens(lalm, monkeypatch):
+    inputs = lalm.prepare(["What is it?"], [noise(1)])
+    reply = lalm.tokenizer("\n a dog <|im_end|>", return_tensors="pt")["input_ids"]
+    monkeypatch.setattr(lalm.model, "generate", lambda input_ids, **_: torch.cat([input_ids, reply], dim=1))
+    assert lalm.generate(inputs) == ["a dog"]
+
+
+def test_sampling_when_asked(lalm):
+    inputs = lalm.prepare(["What is it?"], [noise(1)])
+    torch.manual_seed(0)
+    replies = lalm.generate(inputs, max_new_tokens=6, do_sample=True, temperature=2.0, num_return_sequences=8)
+    assert len(replies) == 8 and len(set(replies)) > 1
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def test_load_audio_resamples_and_mixes_down(tmp_path):
+    rate, channels = 96_000, 8
+    time = np.arange(rate) / rate
+    sound = 0.8 * np.sin(2 * np.pi * 440 * time)[:, None] * np.arange(channels) / channels  # channel k at k/8
+    soundfile.write(tmp_path / "eight.wav", sound, rate, subtype="FLOAT")
+    audio = load_audio(tmp_path / "eight.wav", RATE)
+    assert audio.dtype == np.float32 and audio.shape == (RATE,)
+    expected = 0.8 * np.arange(channels).mean() / channels * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+    middle = slice(1000, -1000)  # the resampler rings at the edges
+    np.testing.assert_allclose(audio[middle], expected[middle], atol=1e-3)
+
+
+def test_load_audio_leaves_the_right_rate_alone(tmp_path):
+    soundfile.write(tmp_path / "a.flac", noise(0.5), RATE)
+    expected, _ = soundfile.read(tmp_path / "a.flac", dtype="float32")
+    np.testing.assert_array_equal(load_audio(str(tmp_path / "a.flac"), RATE), expected)
+
+
+def test_load_audio_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no audio file .*missing\.wav"):
+        load_audio(tmp_path / "missing.wav", RATE)
+    with pytest.raises(FileNotFoundError, match="There is no audio file"):
+        load_audio(tmp_path, RATE)
+    for name, content in {"text.wav": b"this is no sound", "zero.wav": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} can't be read as audio .*damaged"):
+            load_audio(tmp_path / name, RATE)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    with pytest.raises(ValueError, match=r"empty\.wav holds no samples"):
+        load_audio(tmp_path / "empty.wav", RATE)
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"nan\.wav holds NaN"):
+        load_audio(tmp_path / "nan.wav", RATE)
