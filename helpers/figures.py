@@ -7,12 +7,12 @@ works in Colab, in JupyterLab and in the built page, read from a disk with the n
 
 import base64
 import hashlib
-import html
 import io
 import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 
 import ipywidgets
 import librosa
@@ -28,20 +28,13 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from numpy.typing import ArrayLike
 from PIL import Image
 
-# One fixed colour per role. Lightness rises from role to role, so that a grey printer and every kind of colour
-# blindness keep them apart; hatches, dashes and markers say the same a second time.
-ROLE_COLORS = {
-    "system": "#4a4a4a",
-    "hint": "#b0275f",
-    "audio": "#0a84c6",
-    "output": "#12a67c",
-    "instruction": "#eba61e",
-}
-ROLE_HATCHES = {"system": "", "hint": "xx", "audio": "//", "output": "..", "instruction": "\\\\"}
-ROLE_DASHES = {"system": "-.", "hint": ":", "audio": "-", "output": (0, (6, 1, 1, 1, 1, 1)), "instruction": "--"}
-ROLE_MARKERS = {"system": "s", "hint": "X", "audio": "o", "output": "^", "instruction": "D"}
-WON, LOST = "#56b4e9", "#d55e00"
-INK = "#222222"
+# One fixed colour per role, in the order in which plots take them up. No two are equally light, so that a grey printer
+# and every kind of colour blindness keep them apart; hatches, dashes and markers say the same a second time.
+ROLE_COLORS = dict(audio="#0f3fc6", instruction="#e6b315", system="#282828", hint="#c02997", output="#36a55a")
+ROLE_HATCHES = dict(audio="//", instruction="\\\\", system="", hint="xx", output="||")
+ROLE_DASHES = dict(audio="-", instruction="--", system="-.", hint=":", output=(0, (6, 1, 1, 1, 1, 1)))
+ROLE_MARKERS = dict(audio="o", instruction="D", system="s", hint="X", output="^")
+WON, LOST, INK = "#56b4e9", "#d55e00", "#222222"
 PLAYER_RATE = 16_000  # Hz: what the models hear, and the rate of every embedded clip
 
 STYLE = {
@@ -56,14 +49,10 @@ STYLE = {
     "ytick.labelsize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(
-        color=[ROLE_COLORS[role] for role in ("audio", "instruction", "system", "hint", "output")]
-    )
-    + cycler(linestyle=[ROLE_DASHES[role] for role in ("audio", "instruction", "system", "hint", "output")]),
+    "axes.prop_cycle": cycler(color=list(ROLE_COLORS.values()), linestyle=list(ROLE_DASHES.values())),
     "lines.linewidth": 2,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
-    "image.cmap": "magma",
     "image.interpolation": "none",  # cells stay cells, and SVG files keep them at their own resolution
     "svg.hashsalt": "book",  # the same picture gives the same file
 }
@@ -108,20 +97,15 @@ def waveform(audio: ArrayLike, sampling_rate: int, ax: Axes | None = None) -> Ax
 
 
 def heatmap(
-    values: ArrayLike,
-    ax: Axes | None = None,
-    *,
-    xlabel: str,
-    ylabel: str,
-    unit: str,
-    extent: tuple[float, float, float, float] | None = None,
+    values: ArrayLike, ax: Axes | None = None, *, xlabel: str, ylabel: str, unit: str, extent: tuple | None = None
 ) -> Axes:
     """Show ``values`` (rows, columns), first row at the bottom, with a colour bar labelled ``unit``.
 
     ``extent``: outer edges (left, right, bottom, top) in the units of the axes; by default rows and columns count.
     """
     values, ax = _finite(values, "values", 2), _axes(ax)
-    image = ax.imshow(values, origin="lower", aspect="auto", extent=extent)
+    cmap = plt.get_cmap("magma", 64)  # dark to light for any eye and in print; more levels would only add bytes
+    image = ax.imshow(values, cmap, origin="lower", aspect="auto", extent=extent)
     # A colour bar in a box of the axes' own keeps axes aligned that stand above each other.
     ax.figure.colorbar(image, cax=ax.inset_axes([1.02, 0, 0.03, 1]), label=unit)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -151,11 +135,11 @@ def attention_over_time(attention: ArrayLike, duration: float, ax: Axes | None =
     """
     if np.ndim(attention) == 2:
         extent = (0, duration, -0.5, len(attention) - 0.5)
-        return heatmap(attention, ax, xlabel="time (s)", ylabel="decoder layer", unit="attention", extent=extent)
+        return heatmap(attention, ax, xlabel="time (s)", ylabel="decoder layer", unit="attention weight", extent=extent)
     attention, ax = _finite(attention, "attention", 1), _axes(ax)
     edges = np.linspace(0, duration, len(attention) + 1)
     ax.stairs(attention, edges, fill=True, color=ROLE_COLORS["audio"])
-    ax.set(xlim=(0, duration), ylim=(0, None), xlabel="time (s)", ylabel="attention")
+    ax.set(xlim=(0, duration), ylim=(0, None), xlabel="time (s)", ylabel="attention weight")
     return ax
 
 
@@ -181,13 +165,9 @@ def role_shares(shares: ArrayLike, roles: Sequence[str], ax: Axes | None = None)
 
 
 def layer_curves(
-    curves: Mapping[str, ArrayLike],
-    ax: Axes | None = None,
-    *,
-    ylabel: str,
-    intervals: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    curves: Mapping[str, ArrayLike], ax: Axes | None = None, *, ylabel: str, intervals: Mapping | None = None
 ) -> Axes:
-    """Plot one curve (layers,) a name; a role's name gives its colour. ``intervals``: (low, high) for some names."""
+    """Plot one curve (layers,) a name; a role's name gives its colour. ``intervals``: (low, high) by name, if known."""
     ax = _axes(ax)
     for name, values in curves.items():
         values = _finite(values, name, 1)
@@ -203,15 +183,10 @@ def layer_curves(
 
 
 def accuracy_bars(
-    labels: Sequence[str],
-    accuracy: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    n: ArrayLike,
-    ax: Axes | None = None,
-    chance: float | None = None,
+    labels: Sequence[str], accuracy: ArrayLike, intervals: ArrayLike, n: ArrayLike, ax: Axes | None = None, chance=None
 ) -> Axes:
-    """Draw accuracies (0 to 1) with their 95% intervals ``low``, ``high`` and item counts ``n``: one a label."""
+    """Draw, a label, the accuracy (0 to 1), its 95% interval (``intervals``: (k, 2)) and the count ``n`` of items."""
+    low, high = _finite(intervals, "intervals", 2).T
     accuracy, low, high, n = _columns(labels, accuracy=accuracy, low=low, high=high, n=n)
     if np.any(np.diff([np.zeros_like(low), low, accuracy, high, np.ones_like(low)], axis=0) < 0):
         raise ValueError("accuracy bars need 0 <= low <= accuracy <= high <= 1: give shares, not percentages.")
@@ -282,7 +257,7 @@ def listening_figure(
     return HTML(f"""<figure id="{key}" style="{_FIGURE_CSS}">
 {_caption(audio, sampling_rate, label)}
 <div style="position:relative">{_image(picture, alt)}
-<div class="cursor" style="display:none;position:absolute;top:0;bottom:0;width:2px;background:{LOST}"></div></div>
+<div class="cursor" style="{_CURSOR_CSS}"></div></div>
 <div class="controls" style="display:none;margin:0 {100 - 100 * box.x1:.2f}% 0 {100 * box.x0:.2f}%">
 <input type="range" min="0" max="{duration:.3f}" step="0.01" value="0" autocomplete="off"
  aria-label="time in the clip, in seconds" style="{_RANGE_CSS}"></div>
@@ -306,20 +281,20 @@ def slider(
     if callable(frames) and is_live():
         return _live_slider(frames, dict(zip(names, values, strict=True)), label, alt, start)
     if callable(frames):
-        frames = [frames(value) for value in values]
+        frames = [_png_uri(frames(value)) for value in values]  # one by one, each on a fresh figure
     if len(frames) != len(names):
         raise ValueError(f"{len(frames)} frames for {len(names)} values: give one frame a value.")
     pictures = [_png_uri(frame) for frame in frames]
     alts = [f"{alt} ({label} = {name})" for name in names]
     images = [_image(pictures[i], alts[i], shown=i == start) for i in range(len(names))]
     key = _unique_id("".join(pictures))
-    return HTML(f"""<figure id="{key}" aria-label="{_escape(label)}" style="{_FIGURE_CSS}">
+    return HTML(f"""<figure id="{key}" aria-label="{escape(label)}" style="{_FIGURE_CSS}">
 {"".join(images)}
-<div class="controls" style="display:none"><label for="{key}-range">{_escape(label)}</label> =
-<output for="{key}-range">{_escape(names[start])}</output>
+<div class="controls" style="display:none"><label for="{key}-range">{escape(label)}</label> =
+<output for="{key}-range">{escape(names[start])}</output>
 <input id="{key}-range" type="range" min="0" max="{len(names) - 1}" step="1" value="{start}" autocomplete="off"
- aria-valuetext="{_escape(names[start])}" data-names="{_escape(json.dumps(names))}" style="{_RANGE_CSS}"></div>
-<noscript>{_escape(label)} = {_escape(names[start])} (the slider needs JavaScript)</noscript></figure>
+ aria-valuetext="{escape(names[start])}" data-names="{escape(json.dumps(names))}" style="{_RANGE_CSS}"></div>
+<noscript>{escape(label)} = {escape(names[start])} (the slider needs JavaScript)</noscript></figure>
 {_script(key, _SLIDER_JS)}""")
 
 
@@ -338,6 +313,7 @@ def _live_slider(draw: Callable, values: Mapping, label: str, alt: str, start: i
 # --- HTML ----------------------------------------------------------------------------------------------------------
 
 _FIGURE_CSS = "margin:.5rem 0;max-width:538px"  # 5.6 inches
+_CURSOR_CSS = f"display:none;position:absolute;top:0;bottom:0;width:2px;background:{LOST};box-shadow:0 0 0 1px white"
 _RANGE_CSS = f"width:100%;margin:0;accent-color:{ROLE_COLORS['audio']}"
 
 _SLIDER_JS = """(figure) => {
@@ -376,14 +352,10 @@ def _unique_id(content: str) -> str:
     return f"figure-{hashlib.sha256(content.encode()).hexdigest()[:8]}-{next(_ids)}"
 
 
-def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
-
-
 def _image(uri: str, alt: str, shown: bool = True) -> str:
     # No padding: the theme's dark mode adds some, which would shift the picture under its cursor.
     css = f"display:{'block' if shown else 'none'};width:100%;height:auto;padding:0"
-    return f'<img src="{uri}" alt="{_escape(alt)}" style="{css}">'
+    return f'<img src="{uri}" alt="{escape(alt)}" style="{css}">'
 
 
 def _caption(audio: np.ndarray, sampling_rate: int, label: str) -> str:
@@ -391,14 +363,14 @@ def _caption(audio: np.ndarray, sampling_rate: int, label: str) -> str:
     level = f"RMS level {20 * np.log10(rms):.1f} dBFS".replace("-", "\N{MINUS SIGN}") if rms > 0 else "digital silence"
     scaled = f", turned down by {20 * np.log10(peak):.1f} dB to fit" if peak > 1 else ""
     facts = f"{len(audio) / sampling_rate:.2f} s, {level}{scaled}"
-    # The theme's caption colour cannot be read on the light card that its dark mode puts under an output.
-    return f'<figcaption style="color:inherit;text-align:left">{_escape(label)} <small>({facts})</small></figcaption>'
+    css = "font:inherit;color:inherit;text-align:left"  # the theme's own cannot be read in its dark mode
+    return f'<figcaption style="{css}">{escape(label)} <small>({facts})</small></figcaption>'
 
 
 def _audio_element(audio: np.ndarray, sampling_rate: int, label: str) -> str:
     uri = "data:audio/mpeg;base64," + base64.b64encode(_mp3(audio, sampling_rate)).decode()
     css = "display:block;width:100%;max-width:25rem"
-    return f'<audio controls preload="metadata" aria-label="{_escape(label)}" src="{uri}" style="{css}"></audio>'
+    return f'<audio controls preload="metadata" aria-label="{escape(label)}" src="{uri}" style="{css}"></audio>'
 
 
 def _mp3(audio: np.ndarray, sampling_rate: int) -> bytes:
