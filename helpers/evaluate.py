@@ -244,23 +244,26 @@ def read_run(path: str | Path) -> Run:
 def _whole_lines(path: Path) -> list[str]:
     """The lines up to the last newline: what a kill cut off may end in the middle of a character."""
     content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
+    return content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 def _open_run(path: Path, settings: dict, environment: dict) -> dict[str, dict]:
     """Records already in the file, which is begun if it is not there, and cut back to its last whole line if it is."""
-    lines = _whole_lines(path) if path.exists() else []
-    if not lines:
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if not whole and content.startswith(b'{"settings"'):  # killed while its first line was written
+        content = b""
+    if not content:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+        path.write_bytes(content)
         _write(path, [{"settings": settings, "environment": environment}])
         return {}
-    os.truncate(path, sum(len(line.encode()) + 1 for line in lines))
     run = read_run(path)
     other = [name for name in settings if run.settings.get(name) != _plain(settings[name])]
     if other:
         found = ", ".join(f"{name} {run.settings.get(name)!r} instead of {settings[name]!r}" for name in other)
         raise ValueError(f"{path} holds a run with other settings ({found}); give this run another file.")
+    os.truncate(path, whole)
     return run.records
 
 

@@ -213,6 +213,15 @@ def test_a_header_cut_off_is_no_run(items, tmp_path):
     assert len(read_run(out).records) == 10
 
 
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\n", b"\x80\n\x81", b"\n"])
+def test_a_file_that_is_no_run_is_left_alone(items, tmp_path, content):
+    out = tmp_path / "notes.txt"
+    out.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.txt.* move it away|notes\.txt.* move the file away"):
+        evaluate(Parrot(), items, out=out)
+    assert out.read_bytes() == content
+
+
 @pytest.mark.parametrize("settings", [{"hint": "misleading"}, {"audio": "silence"}, {"max_new_tokens": 5}])
 def test_another_setting_is_refused(items, tmp_path, settings):
     out = tmp_path / "run.jsonl"
