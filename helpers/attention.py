@@ -177,15 +177,9 @@ class LastRow:
     def __enter__(self):
         if self in _active:
             raise ValueError(f"this {type(self).__name__} block is already open; make a second one to nest.")
-        name = self.decoder.config._attn_implementation
-        self._base = name.removeprefix(_PREFIX)
+        self._base = self.decoder.config._attn_implementation.removeprefix(_PREFIX)
         _register(self._base)
-        self.decoder.set_attn_implementation(_PREFIX + self._base)
-        if self.decoder.config._attn_implementation != _PREFIX + self._base:
-            raise ValueError(
-                f"{type(self.decoder).__name__} does not go through transformers' attention interface, "
-                "so its attention can't be read or steered."
-            )
+        _dispatch(self.decoder.config, _PREFIX + self._base)
         _active.append(self)
         self._tokens = None
         self._hooks = [
@@ -200,7 +194,7 @@ class LastRow:
         _active.remove(self)
         # Models built from one config object share it: the last block that uses it puts the implementation back.
         if not any(block.decoder.config is self.decoder.config for block in _active):
-            self.decoder.set_attn_implementation(self._base)
+            _dispatch(self.decoder.config, self._base)
 
     def _before(self, module, args, kwargs):
         input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -276,11 +270,23 @@ def _register(base: str) -> None:
         AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
 
 
+def _dispatch(config, name: str) -> None:
+    """Point one config, and not the audio tower's below it, at an attention implementation.
+
+    `set_attn_implementation` would do, but takes any name with "flash" in it for a kernel that it must load.
+    """
+    config._attn_implementation = {"": name}
+
+
 def _attention(base, module, query, key, value, attention_mask, **kwargs):
     """Attention as transformers calls it: query (B, H, Q, D), key and value (B, H_kv, K, D); returns (B, Q, H, D)."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
-    output, all_weights = attend(module, query, key, value, attention_mask, **kwargs)
+    _dispatch(module.config, base)  # FlashAttention reads its own name there
+    try:
+        output, all_weights = attend(module, query, key, value, attention_mask, **kwargs)
+    finally:
+        _dispatch(module.config, _PREFIX + base)
 
     blocks = [block for block in _active if module in block.layer_of]
     if not blocks:

@@ -34,8 +34,8 @@ class MATA(LastRow):
     rule : {"multiply", "absolute", "additive"}
         What happens to the raw score s of a steered key: s(1 + alpha), s + alpha|s|, or s + log(1 + alpha).
     keys : {"audio", "text"} or callable
-        Which keys are steered; others than "audio" are negative controls. A callable gets the new token ids of a
-        forward pass (batch, seq) and returns a bool mask of that shape.
+        Which keys of the prompt are steered; others than "audio" are negative controls. A callable gets the prompt's
+        token ids (batch, seq) and returns a bool mask of that shape.
 
     Attributes
     ----------
@@ -81,15 +81,16 @@ class MATA(LastRow):
         return super().__enter__()
 
     def see_tokens(self, input_ids, past):
-        new = self._select(input_ids)  # (B, Q)
         if past == 0:
-            if not new.any(1).all():
-                prompt = new.any(1).int().argmin().item()
-                raise ValueError(f"prompt {prompt} of the batch has no {self._name} token to steer.")
-            self._steered = new
+            self._steered = self._select(input_ids)  # (B, T)
+            self._check_prompt()
         elif self._steered is None or self._steered.shape[1] < past:
             raise ValueError("the key/value cache was filled outside this block, so its audio tokens are not known.")
-        else:  # cached keys keep their mask: beams of one prompt share it, so reordering them changes nothing
+        else:
+            # Cached keys keep their mask. A token that comes alone is the reply's, never steered: so all beams of a
+            # prompt share one mask, and reordering them changes nothing.
+            alone = input_ids.shape[1] == 1
+            new = torch.zeros_like(input_ids, dtype=torch.bool) if alone else self._select(input_ids)
             self._steered = torch.cat([self._steered[:, :past], new], dim=1)
 
     def _select(self, input_ids):
@@ -97,6 +98,12 @@ class MATA(LastRow):
             return self.keys(input_ids).bool()
         is_audio = input_ids == self.audio_token_id
         return is_audio if self.keys == "audio" else ~is_audio
+
+    def _check_prompt(self):
+        deaf = ~self._steered.any(1)
+        if deaf.any():
+            what = "audio" if self.keys == "audio" else "such"
+            raise ValueError(f"prompt {deaf.int().argmax().item()} of the batch has no {what} token to steer.")
 
     def edit_scores(self, layer, scores):
         self.calls[layer] += 1

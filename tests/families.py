@@ -100,6 +100,7 @@ def build(family: str, seed: int = 0, **decoder):
     """Return a random model of the family, in evaluation mode."""
     torch.manual_seed(seed)
     model = FAMILIES[family](**decoder).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)  # some families would start it at 0.02: logits all alike
     model.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=None)
     return model
 

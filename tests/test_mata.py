@@ -1,0 +1,535 @@
+"""MATA against a full eager reference, over families, masks, caches and beams; and what must stay as it was."""
+
+import sys
+from contextlib import contextmanager
+
+import families
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2AudioForConditionalGeneration, Qwen2Config
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+from transformers.modeling_utils import AttentionInterface
+from transformers.models.qwen2.modeling_qwen2 import repeat_kv
+
+from helpers.mata import MATA, select_layers
+
+PROMPTS = [[5, -64, 3], [2, -40, 2, -64, 6], [1, -30, 1]]  # different spans, several clips, different lengths
+LAYERS = [1, 2]
+BY_HAND = {
+    "multiply": lambda s, alpha: s * (1 + alpha),
+    "absolute": lambda s, alpha: s + alpha * s.abs(),
+    "additive": lambda s, alpha: s + torch.log(torch.tensor(1 + alpha)),
+}
+
+
+@contextmanager
+def eager_reference(model, inputs, alpha=0.5, rule="multiply", layers=LAYERS, beams=1, cached=True):
+    """The usual patch: eager attention with all scores, steered in place, written without a look at helpers.mata.
+
+    The batch's prompts are known from outside; a query longer than one token is a prefill.
+    """
+    decoder = model.get_decoder()
+    source = sys.modules[type(decoder.layers[0].self_attn).__module__]
+    plain = source.eager_attention_forward
+    is_audio = (inputs["input_ids"] == families.AUDIO).repeat_interleave(beams, 0)
+    mask = inputs["attention_mask"].repeat_interleave(beams, 0)
+    attentions = {layer.self_attn: i for i, layer in enumerate(decoder.layers)}
+
+    def steered(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+        if attentions.get(module) not in layers:
+            return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        key, value = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
+        scores = query @ key.transpose(2, 3) * scaling  # (B, H, Q, K)
+        n_queries = query.shape[2]
+        for i in range(len(query)):
+            generated = n_queries == 1 or n_queries > mask.shape[1]
+            row = n_queries - 1 if generated else mask[i].nonzero().max()
+            audio = is_audio[i].nonzero().flatten()
+            scores[i, :, row, audio] = BY_HAND[rule](scores[i, :, row, audio], alpha)
+        weights = (scores + attention_mask).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    source.eager_attention_forward = steered
+    try:
+        yield
+    finally:
+        source.eager_attention_forward = plain
+        decoder.set_attn_implementation(before)
+
+
+def last_logits(model, inputs) -> torch.Tensor:
+    """Logits of each sequence's last real token: (batch, vocabulary)."""
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    return torch.stack([logits[i, row.nonzero().max()] for i, row in enumerate(inputs["attention_mask"])])
+
+
+def generate(model, inputs, **kwargs):
+    """Six new tokens and their logits, with no end-of-text."""
+    out = model.generate(
+        **inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True, output_logits=True, **kwargs
+    )
+    return out.sequences, torch.stack(out.logits)
+
+
+@pytest.fixture(scope="module", params=families.FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    return families.build(family)
+
+
+@pytest.fixture
+def audio_model():
+    return families.build("qwen2_audio")
+
+
+def test_middle_layers():
+    assert select_layers("middle", 28) == list(range(10, 20))
+    assert select_layers("middle", 32) == list(range(11, 23))
+    assert [select_layers("middle", depth) for depth in (1, 2, 4, 8)] == [[0], [1], [1, 2], [3, 4, 5]]
+    assert select_layers(range(2, 4), 8) == select_layers([3, 2, 2], 8) == [2, 3]
+
+
+# ---- equal to the reference -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("rule", BY_HAND)
+def test_forward_equals_the_reference(model, family, rule, padding):
+    inputs = families.batch(model, family, PROMPTS, padding)
+    plain = last_logits(model, inputs)
+    with eager_reference(model, inputs, 0.5, rule):
+        expected = last_logits(model, inputs)
+    with MATA(model, alpha=0.5, layers=LAYERS, rule=rule) as steering:
+        steered = last_logits(model, inputs)
+    assert steering.calls == {1: 1, 2: 1}
+    assert torch.allclose(steered, expected, atol=1e-4)
+    assert ((expected - plain).abs().amax(1) > 1e-2).all()  # the reference itself does something, to each item
+
+
+@pytest.mark.parametrize("alpha", [-0.5, 0.1, 3.0])
+def test_strengths(audio_model, alpha):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    with eager_reference(audio_model, inputs, alpha):
+        expected = last_logits(audio_model, inputs)
+    with MATA(audio_model, alpha=alpha, layers=LAYERS):
+        assert torch.allclose(last_logits(audio_model, inputs), expected, atol=1e-4)
+
+
+def test_generation_equals_the_reference(model, family):
+    inputs = families.batch(model, family, PROMPTS)
+    plain, _ = generate(model, inputs)
+    with eager_reference(model, inputs):
+        expected, logits = generate(model, inputs)
+    with MATA(model, alpha=0.5, layers=LAYERS) as steering:
+        tokens, steered_logits = generate(model, inputs)
+        again, _ = generate(model, inputs)  # each prefill starts anew
+    assert torch.equal(tokens, expected)
+    assert torch.equal(again, tokens)
+    assert not torch.equal(tokens, plain)
+    assert torch.allclose(steered_logits, logits, atol=1e-4)
+    assert steering.calls == {1: 12, 2: 12}
+
+
+def test_beam_search_equals_the_reference(model, family):
+    inputs = families.batch(model, family, PROMPTS)
+    with eager_reference(model, inputs, beams=3):
+        expected, logits = generate(model, inputs, num_beams=3)
+    with MATA(model, alpha=0.5, layers=LAYERS):
+        tokens, steered_logits = generate(model, inputs, num_beams=3)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(steered_logits, logits, atol=1e-4)
+
+
+def test_without_a_cache_only_the_newest_token_is_steered(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    with eager_reference(audio_model, inputs, alpha=1.0):
+        expected, logits = generate(audio_model, inputs, use_cache=False)
+    with MATA(audio_model, alpha=1.0, layers=LAYERS):
+        tokens, steered_logits = generate(audio_model, inputs, use_cache=False)
+        cached, cached_logits = generate(audio_model, inputs)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(steered_logits, logits, atol=1e-4)
+    assert torch.allclose(cached_logits[0], logits[0], atol=1e-4)
+    assert not torch.allclose(cached_logits[1:], logits[1:], atol=1e-2)  # the rows of earlier tokens were steered there
+
+
+def test_static_cache(audio_model):
+    """More keys than tokens: the end of the cache is empty."""
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    with MATA(audio_model, alpha=0.5, layers=LAYERS):
+        expected, logits = generate(audio_model, inputs)
+        tokens, static_logits = generate(audio_model, inputs, cache_implementation="static", disable_compile=True)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(static_logits, logits, atol=1e-4)
+
+
+SLIDING = dict(use_sliding_window=True, sliding_window=8, max_window_layers=0)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_sliding_window(padding):
+    model = families.build("qwen2_audio", **SLIDING)
+    assert set(model.config.text_config.layer_types) == {"sliding_attention"}
+    inputs = families.batch(model, "qwen2_audio", PROMPTS, padding)
+    with eager_reference(model, inputs):
+        expected = last_logits(model, inputs)
+    with MATA(model, alpha=0.5, layers=LAYERS):
+        assert torch.allclose(last_logits(model, inputs), expected, atol=1e-4)
+
+
+def test_cache_of_a_sliding_window():
+    """Fewer keys than tokens: the oldest are gone. In the top layer steered rows change no later token's keys."""
+    model = families.build("qwen2_audio", **SLIDING)
+    inputs = families.batch(model, "qwen2_audio", PROMPTS)
+    with eager_reference(model, inputs, layers=[3]):
+        expected, logits = generate(model, inputs, use_cache=False)
+    with MATA(model, alpha=0.5, layers=[3]):
+        tokens, cached_logits = generate(model, inputs)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(cached_logits, logits, atol=1e-4)
+
+
+def fake_flash(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
+    """FlashAttention's contract, on a CPU: no mask or a 2-D one, right-aligned queries, its own name in the config."""
+    assert module.config._attn_implementation == "fake_flash"
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    assert attention_mask is None or attention_mask.shape == (len(query), n_keys)
+    query_at = torch.arange(n_keys - n_queries, n_keys)[:, None]
+    visible = torch.arange(n_keys) <= query_at
+    if sliding_window is not None:
+        visible &= torch.arange(n_keys) > query_at - sliding_window
+    visible = visible[None, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, :].bool()
+    return sdpa_attention_forward(module, query, key, value, visible, **kwargs)
+
+
+@pytest.fixture
+def flash_by_another_name():
+    AttentionInterface.register("fake_flash", fake_flash)
+    AttentionMaskInterface.register("fake_flash", flash_attention_mask)
+    yield "fake_flash"
+    del AttentionInterface._global_mapping["fake_flash"], AttentionMaskInterface._global_mapping["fake_flash"]
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_on_flash_attention_s_masks(flash_by_another_name, padding):
+    for sliding in ({}, SLIDING):
+        model = families.build("qwen2_audio", **sliding)
+        inputs = families.batch(model, "qwen2_audio", PROMPTS, padding)
+        with eager_reference(model, inputs):
+            expected = last_logits(model, inputs)
+        model.get_decoder().config._attn_implementation = flash_by_another_name
+        with MATA(model, alpha=0.5, layers=LAYERS):
+            assert torch.allclose(last_logits(model, inputs), expected, atol=1e-4)
+        assert model.get_decoder().config._attn_implementation == flash_by_another_name
+
+
+def test_on_eager_attention(model, family):
+    inputs = families.batch(model, family, PROMPTS)
+    with eager_reference(model, inputs):
+        expected, logits = generate(model, inputs)
+        attentions = model(**inputs, output_attentions=True).attentions
+    model.get_decoder().set_attn_implementation("eager")
+    with MATA(model, alpha=0.5, layers=LAYERS):
+        tokens, steered_logits = generate(model, inputs)
+        steered = model(**inputs, output_attentions=True).attentions
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(steered_logits, logits, atol=1e-4)
+    for mine, theirs in zip(steered, attentions, strict=True):  # the weights it hands out are the steered ones
+        assert torch.allclose(mine[:, :, -1], theirs[:, :, -1], atol=1e-5)
+
+
+def test_bfloat16_is_as_near_the_truth_as_the_patch(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    with eager_reference(audio_model, inputs):
+        truth = last_logits(audio_model, inputs)
+    audio_model.to(torch.bfloat16)
+    with eager_reference(audio_model, inputs):
+        patch = last_logits(audio_model, inputs).float()
+    with MATA(audio_model, alpha=0.5, layers=LAYERS):
+        steered = last_logits(audio_model, inputs)
+    assert steered.dtype == torch.bfloat16
+    plain = last_logits(audio_model, inputs)
+    error = (steered.float() - truth).norm()
+    assert error < 1.5 * (patch - truth).norm()
+    assert error < 0.2 * (plain.float() - truth).norm()
+
+
+def test_multi_turn_continues_from_the_cache(audio_model):
+    """A second turn behind a filled cache: its own audio is steered, and so is the first turn's."""
+    inputs = families.batch(audio_model, "qwen2_audio", [[4, -64, 3]])
+    later = torch.tensor([[9, 8, 7, 6]])
+    whole = inputs | {"input_ids": torch.cat([inputs["input_ids"], later], 1)}
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    with eager_reference(audio_model, whole, layers=[3]):  # the top layer: earlier rows have no way to matter
+        expected = last_logits(audio_model, whole)
+    with torch.no_grad(), MATA(audio_model, alpha=0.5, layers=[3]):
+        cache = audio_model(**inputs, use_cache=True).past_key_values
+        steered = audio_model(input_ids=later, past_key_values=cache).logits[:, -1]
+    assert torch.allclose(steered, expected, atol=1e-4)
+
+
+# ---- nothing else changes -------------------------------------------------------------------------------------------
+
+
+def state(model) -> list:
+    return [
+        [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")],
+        [(len(m._forward_pre_hooks), len(m._forward_hooks), set(vars(m))) for m in model.modules()],
+    ]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_zero_is_bit_identical(model, family, implementation):
+    model.set_attn_implementation(implementation)
+    inputs = families.batch(model, family, PROMPTS)
+    plain, (tokens, logits) = last_logits(model, inputs), generate(model, inputs)
+    with MATA(model, alpha=0, layers=range(4)) as steering:
+        assert torch.equal(last_logits(model, inputs), plain)
+        steered_tokens, steered_logits = generate(model, inputs)
+    assert torch.equal(steered_tokens, tokens)
+    assert torch.equal(steered_logits, logits)
+    assert not steering.calls
+
+
+def test_rows_before_the_last_are_bit_identical(model, family):
+    inputs = families.batch(model, family, PROMPTS)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with MATA(model, alpha=0.5, layers=range(4)):
+            steered = model(**inputs).logits
+    assert torch.equal(steered[:, :-1], plain[:, :-1])
+    assert (steered[:, -1] != plain[:, -1]).any(-1).all()
+
+
+def test_leaving_restores_the_model(model, family):
+    inputs = families.batch(model, family, PROMPTS)
+    plain, before = last_logits(model, inputs), state(model)
+    with MATA(model, alpha=0.5, layers=LAYERS):
+        last_logits(model, inputs)
+        assert state(model) != before
+    assert state(model) == before
+    assert torch.equal(last_logits(model, inputs), plain)
+
+
+def test_an_exception_restores_the_model_too(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    plain, before = last_logits(audio_model, inputs), state(audio_model)
+
+    def fail(*args):
+        raise RuntimeError("in the middle of a forward pass")
+
+    handle = audio_model.get_decoder().layers[2].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"), MATA(audio_model, layers=LAYERS):
+        last_logits(audio_model, inputs)
+    handle.remove()
+    assert state(audio_model) == before
+    assert torch.equal(last_logits(audio_model, inputs), plain)
+
+
+def test_the_audio_tower_is_left_alone(model, family):
+    inputs = families.batch(model, family, PROMPTS)
+    heard = []
+    model.model.audio_tower.register_forward_hook(lambda module, args, out: heard.append(out.last_hidden_state))
+    last_logits(model, inputs)
+    implementation = model.model.audio_tower.config._attn_implementation
+    with MATA(model, alpha=0.5, layers=range(4)):
+        assert model.model.audio_tower.config._attn_implementation == implementation
+        last_logits(model, inputs)
+    assert torch.equal(*heard)
+
+
+def test_nested_blocks_compose(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    plain = last_logits(audio_model, inputs)
+    with MATA(audio_model, alpha=0.2, layers=[1]):
+        outer = last_logits(audio_model, inputs)
+    with MATA(audio_model, alpha=0.8, layers=[1, 2]) as once:  # (1 + 0.2)(1 + 0.5) = 1 + 0.8 in layer 1
+        pass
+    with MATA(audio_model, alpha=0.8, layers=[1]), MATA(audio_model, alpha=0.5, layers=[2]):
+        expected = last_logits(audio_model, inputs)
+    with MATA(audio_model, alpha=0.2, layers=[1]) as first:
+        with MATA(audio_model, alpha=0.5, layers=[1, 2]) as second:
+            assert torch.allclose(last_logits(audio_model, inputs), expected, atol=1e-5)
+        assert torch.equal(last_logits(audio_model, inputs), outer)
+    assert torch.equal(last_logits(audio_model, inputs), plain)
+    assert (once.calls, first.calls, second.calls) == ({}, {1: 2}, {1: 1, 2: 1})
+
+
+def test_blocks_may_close_in_any_order(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    before = state(audio_model)
+    with MATA(audio_model, alpha=0.5, layers=[2]):
+        expected = last_logits(audio_model, inputs)
+    first, second = MATA(audio_model, alpha=0.2, layers=[1]), MATA(audio_model, alpha=0.5, layers=[2])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert torch.equal(last_logits(audio_model, inputs), expected)
+    second.__exit__()
+    assert state(audio_model) == before
+
+
+@pytest.mark.parametrize("shared_config", [False, True])
+def test_two_models_do_not_mix(shared_config):
+    one = families.build("qwen2_audio", seed=1)
+    torch.manual_seed(2)
+    two = Qwen2AudioForConditionalGeneration(one.config).eval() if shared_config else families.build("voxtral", seed=2)
+    models = {one: "qwen2_audio", two: "qwen2_audio" if shared_config else "voxtral"}
+    inputs = {model: families.batch(model, family, PROMPTS) for model, family in models.items()}
+    plain = {model: last_logits(model, inputs[model]) for model in models}
+    alone = {}
+    for model in models:
+        with MATA(model, alpha=0.5, layers=[1]):
+            alone[model] = last_logits(model, inputs[model])
+            other = two if model is one else one
+            assert torch.equal(last_logits(other, inputs[other]), plain[other])
+    with MATA(one, alpha=0.5, layers=[1]) as first, MATA(two, alpha=0.5, layers=[1]) as second:
+        for model in models:
+            assert torch.equal(last_logits(model, inputs[model]), alone[model])
+    assert first.calls == second.calls == {1: 1}
+    for model in models:
+        assert torch.equal(last_logits(model, inputs[model]), plain[model])
+
+
+def test_a_block_can_be_entered_again(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    steering = MATA(audio_model, layers=LAYERS)
+    for _ in range(2):
+        with steering:
+            last_logits(audio_model, inputs)
+        assert steering.calls == {1: 1, 2: 1}
+
+
+# ---- other keys, as controls ----------------------------------------------------------------------------------------
+
+
+def test_text_keys_and_chosen_keys(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    is_audio = inputs["input_ids"] == families.AUDIO
+    steer = dict(alpha=0.5, layers=[1], rule="additive")
+    with MATA(audio_model, **steer):
+        audio = last_logits(audio_model, inputs)
+    with MATA(audio_model, keys=lambda ids: is_audio, **steer):
+        assert torch.equal(last_logits(audio_model, inputs), audio)
+    with MATA(audio_model, keys="text", **steer):
+        text = last_logits(audio_model, inputs)
+    with MATA(audio_model, keys=lambda ids: ~is_audio, **steer):
+        assert torch.equal(last_logits(audio_model, inputs), text)
+    # Softmax can't tell "more to the text" from "less to the audio".
+    with MATA(audio_model, alpha=1 / 1.5 - 1, layers=[1], rule="additive"):
+        assert torch.allclose(last_logits(audio_model, inputs), text, atol=1e-4)
+
+
+def test_everything_steered_alike_by_addition_is_nothing(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    plain = last_logits(audio_model, inputs)
+    everything = dict(alpha=0.5, layers=LAYERS, keys=lambda ids: torch.ones_like(ids, dtype=torch.bool))
+    with MATA(audio_model, rule="additive", **everything):
+        assert torch.allclose(last_logits(audio_model, inputs), plain, atol=1e-4)
+    with MATA(audio_model, rule="multiply", **everything):
+        assert not torch.allclose(last_logits(audio_model, inputs), plain, atol=1e-2)
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(alpha=-1), "alpha must be a finite number above -1, got -1"),
+        (dict(alpha=float("nan")), "alpha must be a finite number"),
+        (dict(alpha=float("inf")), "alpha must be a finite number"),
+        (dict(layers=[]), "at least one index"),
+        (dict(layers="upper"), "at least one index"),
+        (dict(layers=[1.5]), "at least one index"),
+        (dict(layers=3), "at least one index"),
+        (dict(layers=[4]), r"layers must lie in 0..3, got \[4\]"),
+        (dict(layers=[-1]), r"layers must lie in 0..3, got \[-1\]"),
+        (dict(rule="divide"), "rule must be one of"),
+        (dict(keys="speech"), "keys must be"),
+    ],
+)
+def test_bad_arguments(audio_model, wrong, message):
+    before = state(audio_model)
+    with pytest.raises(ValueError, match=message):
+        MATA(audio_model, **wrong)
+    assert state(audio_model) == before
+
+
+def test_a_prompt_without_audio(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    inputs["input_ids"][1][inputs["input_ids"][1] == families.AUDIO] = 5
+    with pytest.raises(ValueError, match="prompt 1 of the batch has no audio token"), MATA(audio_model):
+        audio_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    assert audio_model.get_decoder().config._attn_implementation == "sdpa"
+
+
+def test_embeddings_instead_of_ids(audio_model):
+    with pytest.raises(ValueError, match="without input_ids"), MATA(audio_model):
+        audio_model(inputs_embeds=torch.zeros(1, 4, 32))
+
+
+def test_the_decoder_called_behind_the_model_s_back(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    with MATA(audio_model, layers=LAYERS):
+        last_logits(audio_model, inputs)
+        with pytest.raises(ValueError, match="call the model that was passed"):
+            audio_model.get_decoder()(inputs_embeds=torch.zeros(3, inputs["input_ids"].shape[1], 32))
+
+
+def test_audio_tokens_not_expanded_by_the_processor(audio_model):
+    """Qwen2-Audio's old way: one placeholder a clip, expanded inside the model, where no one knows the new ids."""
+    inputs = families.batch(audio_model, "qwen2_audio", [[3, -64, 2]])
+    ids = torch.tensor([[5, 6, 7, families.AUDIO, 8, 9]])
+    legacy = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with pytest.raises(ValueError, match="already expanded"), MATA(audio_model):
+        audio_model(**legacy)
+
+
+def test_a_cache_from_outside(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    cache = audio_model(**inputs, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="filled outside this block"), MATA(audio_model):
+        audio_model(input_ids=torch.full((3, 1), 5), past_key_values=cache)
+
+
+def test_models_that_cannot_be_steered():
+    tiny = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=2)  # fmt: skip
+    text_only = AutoModelForCausalLM.from_config(Qwen2Config(**tiny))
+    with pytest.raises(ValueError, match="names no audio token"):
+        MATA(text_only)
+    with pytest.raises(ValueError, match="expected a LALM"):
+        MATA("tiny")
+    tower = families.build("qwen2_audio").model.audio_tower
+    with pytest.raises(ValueError, match="names no audio token"):
+        MATA(tower)
+
+
+def test_a_decoder_past_the_attention_interface(audio_model):
+    """A layer whose attention never asks the interface must not pass for steered."""
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    attention = audio_model.get_decoder().layers[2].self_attn
+    attention.forward = lambda hidden_states, **kwargs: (torch.zeros_like(hidden_states), None)
+    with (
+        pytest.raises(ValueError, match=r"layers \[2\] of Qwen2Model do not go through"),
+        MATA(audio_model, layers=LAYERS),
+    ):
+        last_logits(audio_model, inputs)
+
+
+def test_a_block_does_not_nest_in_itself(audio_model):
+    steering = MATA(audio_model)
+    with steering, pytest.raises(ValueError, match="already open"):
+        steering.__enter__()
+    assert audio_model.get_decoder().config._attn_implementation == "sdpa"
