@@ -19,12 +19,15 @@ import numpy as np
 import soundfile
 import torch
 from transformers import (
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
     AutoProcessor,
     BatchFeature,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -354,13 +357,18 @@ def _from_pretrained(source: Path | str, revision: str | None, **weights) -> tup
             f"{source} is a {config.model_type} model, whose config names no audio token: it hears nothing."
         )
     with _progress_bar(shown=CHECKPOINTS not in Path(source).parents):
-        model, info = AutoModelForMultimodalLM.from_pretrained(
+        model, info = _auto_class(config).from_pretrained(
             source, config=config, use_safetensors=True, output_loading_info=True, **weights, **where
         )
     if info["missing_keys"]:  # `transformers` would fill them with random numbers and only warn
         raise ValueError(f"{source} lacks weights of its model: {', '.join(sorted(info['missing_keys'])[:3])}, ...")
     with video_is_optional():
         return model, AutoProcessor.from_pretrained(source, **where)
+
+
+def _auto_class(config: PreTrainedConfig) -> type:
+    # Most LALMs are filed under both; the Thinkers only under the first, the Audio Flamingos only under the second.
+    return AutoModelForMultimodalLM if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING else AutoModelForSeq2SeqLM
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AudioFlamingo3Config,
+    AudioFlamingo3ForConditionalGeneration,
+    AudioFlamingo3Processor,
     GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -24,6 +27,9 @@ from transformers import (
     Qwen2AudioProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
+    Qwen3OmniMoeProcessor,
+    Qwen3OmniMoeThinkerConfig,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
     WhisperFeatureExtractor,
 )
 
@@ -88,48 +94,88 @@ TALKER |= {"embedding_size": WIDTH, "head_dim": 8, "rope_parameters": ROPE}
 DIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "emb_dim": 8}
 DIT |= {"enc_channels": [8, 8, 8, 8, 24], "enc_attention_channels": 4, "enc_se_channels": 4, "enc_emb_dim": 8}
 TOKEN2WAV = {"dit_config": DIT | {"enc_dim": 8, "num_embeds": 65}, "bigvgan_config": {"upsample_initial_channel": 64}}
-# The part of Qwen2.5-Omni's chat template that a question with audio uses.
-OMNI_TEMPLATE = (
+VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
+# The part of the chat template that a question with audio uses.
+TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'audio' or 'audio' in content %}<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
+def omni_processor(kind: type[ProcessorMixin]) -> ProcessorMixin:
+    """Return an omni model's processor, with a stand-in for the video part, which takes torchvision."""
+    tokenizer = byte_tokenizer(*OMNI_TOKENS.values(), **OMNI_TOKENS)
+    with video_is_optional():
+        return kind(Qwen2VLImageProcessorPil(), NoVideo(), mel_extractor(), tokenizer, chat_template=TEMPLATE)
+
+
+def omni_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in OMNI_TOKENS.items()}
+    names = {"audio_start": "audio_bos", "audio_end": "audio_eos"}
+    names |= {"vision_start": "vision_bos", "vision_end": "vision_eos"}
+    return {f"{new}_token_id": ids[f"{old}_token"] for new, old in names.items()} | {
+        f"{name}_token_id": ids[f"{name}_token"] for name in ("audio", "image", "video")
+    }
+
+
 def qwen2_5_omni(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The whole Qwen2.5-Omni, as it lies on the hub."""
-    tokenizer = byte_tokenizer(*OMNI_TOKENS.values(), **OMNI_TOKENS)
-    token = {name: tokenizer.convert_tokens_to_ids(text) for name, text in OMNI_TOKENS.items()}
-    ids = {f"{name}_token_index": token[f"{name}_token"] for name in ("audio", "image", "video")}
-    ids |= {"audio_start_token_id": token["audio_bos_token"], "audio_end_token_id": token["audio_eos_token"]}
-    ids |= {"vision_start_token_id": token["vision_bos_token"]}
-    text = DECODER | {"vocab_size": len(tokenizer), "rope_parameters": ROPE} | decoder
-    width = text["hidden_size"]
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "fullatt_block_indexes": [0]}
+    processor = omni_processor(Qwen2_5OmniProcessor)
+    ids = omni_token_ids(processor.tokenizer)
+    vocabulary = {"vocab_size": len(processor.tokenizer)}
     thinker = {
-        "text_config": text,
-        "audio_config": AUDIO_TOWER | {"n_window": 25, "output_dim": width},
-        "vision_config": vision | {"out_hidden_size": width},
-        "initializer_range": text["initializer_range"],
+        "text_config": DECODER | vocabulary | {"rope_parameters": ROPE} | decoder,
+        "audio_config": AUDIO_TOWER | {"n_window": 25, "output_dim": WIDTH},
+        "vision_config": VISION | {"fullatt_block_indexes": [0]},
+        "initializer_range": DECODER["initializer_range"],
     }
-    talker = TALKER | {"vocab_size": len(tokenizer), "vision_end_token_id": token["vision_eos_token"]}
+    talker = TALKER | vocabulary
     config = Qwen2_5OmniConfig(thinker_config=thinker | ids, talker_config=talker | ids, token2wav_config=TOKEN2WAV)
-    parts = (Qwen2VLImageProcessorPil(), NoVideo(), mel_extractor(), tokenizer)
-    with video_is_optional():
-        processor = Qwen2_5OmniProcessor(*parts, chat_template=OMNI_TEMPLATE)
     return Qwen2_5OmniForConditionalGeneration(config), processor
 
 
-FAMILIES = {"qwen2_audio": qwen2_audio, "qwen2_5_omni": qwen2_5_omni}
+def qwen3_omni(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The Thinker of Qwen3-Omni, with a mixture of experts."""
+    processor = omni_processor(Qwen3OmniMoeProcessor)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    config = Qwen3OmniMoeThinkerConfig(
+        text_config=DECODER | experts | {"vocab_size": len(processor.tokenizer), "rope_parameters": ROPE} | decoder,
+        audio_config=AUDIO_TOWER | {"output_dim": WIDTH, "downsample_hidden_size": 8},
+        vision_config=VISION | {"deepstack_visual_indexes": [0]},
+        initializer_range=DECODER["initializer_range"],
+        **omni_token_ids(processor.tokenizer),
+    )
+    return Qwen3OmniMoeThinkerForConditionalGeneration(config), processor
+
+
+def audio_flamingo_3(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Audio Flamingo 3: it cuts long audio into stretches and hears them all; one clip a prompt."""
+    tokenizer = byte_tokenizer("<sound>")
+    config = AudioFlamingo3Config(
+        audio_config=AUDIO_TOWER | {"model_type": "audioflamingo3_encoder"},
+        text_config=DECODER | {"model_type": "qwen2", "vocab_size": len(tokenizer)} | decoder,
+        audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
+    )
+    template = TEMPLATE.replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "<sound>")
+    processor = AudioFlamingo3Processor(mel_extractor(), tokenizer, chat_template=template)
+    return AudioFlamingo3ForConditionalGeneration(config), processor
+
+
+FAMILIES = {
+    "qwen2_audio": qwen2_audio,
+    "qwen2_5_omni": qwen2_5_omni,
+    "qwen3_omni": qwen3_omni,
+    "audio_flamingo_3": audio_flamingo_3,
+}
 
 
 def random_lalm(family: str, seed: int = 0, **decoder) -> LALM:

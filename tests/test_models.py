@@ -239,6 +239,22 @@ print(lalm.generate(lalm.prepare(["What is heard?"], [np.zeros(lalm.sampling_rat
     assert done.stderr == "" and done.stdout.startswith("['")
 
 
+@pytest.mark.parametrize(
+    ("other", "frame_seconds"),
+    [("qwen3_omni", 1 / 13), ("audio_flamingo_3", 0.04)],  # Qwen3-Omni: three strided convolutions, 13 tokens a second
+)
+def test_families_without_a_line_of_their_own(other, frame_seconds, checkpoints):
+    lalm = load_lalm(checkpoints[other], device="cpu")
+    assert lalm.frame_seconds == pytest.approx(frame_seconds)
+    prompts, long = ["What is it?", "And this?"], noise(2.5 * CHUNK_SECONDS, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # these hear clips of any length
+        batched = logits(lalm, prompts, [noise(1), long])
+    torch.testing.assert_close(batched[1], logits(lalm, prompts[1:], [long])[0], atol=1e-4, rtol=1e-4)
+    assert (batched[1] - logits(lalm, prompts[1:], [noise(2.5 * CHUNK_SECONDS, 2)])[0]).abs().max() > 1e-3
+    assert len(lalm.generate(lalm.prepare(prompts, [noise(1), long]), max_new_tokens=2)) == 2
+
+
 # -------------------------------------------------------------------------------------------------------- preparing
 
 
@@ -310,6 +326,13 @@ def test_several_clips_are_heard_in_order(lalm):
     assert (logits(lalm, prompt, [[a, b]]) - logits(lalm, prompt, [[b, a]])).abs().max() > 0.001
     features = lalm.prepare(prompt, [[a, b]])["input_features"]
     assert torch.equal(features[0], lalm.prepare(prompt, [a])["input_features"][0])
+
+
+def test_audio_flamingo_tells_what_it_cuts(checkpoints):
+    lalm = load_lalm(checkpoints["audio_flamingo_3"], device="cpu")
+    lalm.processor.max_audio_len = 2 * CHUNK_SECONDS
+    with pytest.warns(UserWarning, match=r"Prompt 0: 2\.00 s of its 10\.00 s of audio are cut off"):
+        lalm.prepare(["?"], [noise(10)])
 
 
 def test_long_audio_is_cut_and_told(lalm):
