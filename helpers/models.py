@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
@@ -57,8 +57,8 @@ class LALM:
     """
 
     name: str
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    model: PreTrainedModel = field(repr=False)
+    processor: ProcessorMixin = field(repr=False)
     sampling_rate: int
 
     @property
@@ -170,10 +170,11 @@ class LALM:
             heard = tokens[item] * self.frame_seconds if own else 0.0
             slack = 2 * self.frame_seconds * len(own)  # convolutions round each clip to whole tokens
             least = sum(min(s, self.max_seconds) for s in seconds)
-            if tokens[item] < len(own) or not least - slack <= heard <= sum(seconds) + slack:
+            too_short = any(s < self.frame_seconds for s in seconds)
+            if too_short or not least - slack <= heard <= sum(seconds) + slack:
                 raise ValueError(
                     f"Prompt {item} has {sum(seconds):.3f} s of audio but {tokens[item]} audio token(s) of "
-                    f"{self.frame_seconds:.3f} s: the clip is too short, or the processor does not fit the model."
+                    f"{self.frame_seconds:.3f} s: a clip is too short, or the processor does not fit the model."
                 )
             if any(s > self.max_seconds for s in seconds) and heard < sum(seconds):
                 warnings.warn(

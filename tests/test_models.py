@@ -362,6 +362,7 @@ BROKEN = {
     "path": ("clip.wav", TypeError, "prompt 1 is a str, not an array of floats: read files with load_audio"),
     "tensor": (torch.zeros(RATE), TypeError, "prompt 1 is a Tensor"),
     "too short": (noise(0.01), ValueError, "Prompt 1 has 0.010 s of audio but 0 audio token.*too short"),
+    "second clip too short": ([noise(1), noise(0.02)], ValueError, "Prompt 1 has 1.020 s of audio but 25 audio token"),
     "too quiet": (1e-9 * noise(1), ValueError, "constant though its sound is not"),
     "more clips than slots": ([noise(1), noise(1)], ValueError, r"Prompt 1 has 1 audio slot.*2 audio clip"),
     "fewer clips than slots": (None, ValueError, r"Prompt 1 has 1 audio slot.*0 audio clip"),
@@ -371,7 +372,8 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_audio(qwen2_audio, case):
     audio, error, message = BROKEN[case]
-    prompts = [chat(qwen2_audio, "What is it?")] * 2
+    n_audio = 2 if "second" in case else 1
+    prompts = [chat(qwen2_audio, "What is it?"), chat(qwen2_audio, "And this?", n_audio)]
     with pytest.raises(error, match=message):
         qwen2_audio.prepare(prompts, [noise(1), audio])
 
