@@ -19,9 +19,9 @@ import librosa
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
-from cycler import cycler
 from IPython import get_ipython
 from IPython.display import HTML
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -34,7 +34,7 @@ ROLE_COLORS = dict(audio="#0f3fc6", instruction="#e6b315", system="#282828", hin
 ROLE_HATCHES = dict(audio="//", instruction="\\\\", system="", hint="xx", output="||")
 ROLE_DASHES = dict(audio="-", instruction="--", system="-.", hint=":", output=(0, (6, 1, 1, 1, 1, 1)))
 ROLE_MARKERS = dict(audio="o", instruction="D", system="s", hint="X", output="^")
-WON, LOST, INK = "#56b4e9", "#d55e00", "#222222"
+WON, LOST, NEUTRAL, INK = "#56b4e9", "#d55e00", "#8fa8c4", "#222222"
 PLAYER_RATE = 16_000  # Hz: what the models hear, and the rate of every embedded clip
 
 STYLE = {
@@ -191,8 +191,9 @@ def accuracy_bars(
     if np.any(np.diff([np.zeros_like(low), low, accuracy, high, np.ones_like(low)], axis=0) < 0):
         raise ValueError("accuracy bars need 0 <= low <= accuracy <= high <= 1: give shares, not percentages.")
     ax, rows = _row_axes(ax, labels, n), np.arange(len(labels))
-    ax.barh(rows, 100 * accuracy, 0.6, color=ROLE_COLORS["audio"])
-    ax.errorbar(100 * accuracy, rows, xerr=100 * np.array([accuracy - low, high - accuracy]), fmt="none", ecolor=INK)
+    ax.barh(rows, 100 * accuracy, 0.6, color=NEUTRAL)
+    errors = 100 * np.array([accuracy - low, high - accuracy])
+    ax.errorbar(100 * accuracy, rows, xerr=errors, fmt="none", ecolor=INK, capsize=4)
     for row, value, end in zip(rows, accuracy, high, strict=True):
         ax.annotate(f"{100 * value:.1f}", (100 * end, row), (4, 0), textcoords="offset points", va="center")
     if chance is not None:
@@ -354,7 +355,7 @@ def _unique_id(content: str) -> str:
 
 def _image(uri: str, alt: str, shown: bool = True) -> str:
     # No padding: the theme's dark mode adds some, which would shift the picture under its cursor.
-    css = f"display:{'block' if shown else 'none'};width:100%;height:auto;padding:0"
+    css = f"display:{'block' if shown else 'none'};width:100%;max-width:538px;height:auto;padding:0"
     return f'<img src="{uri}" alt="{escape(alt)}" style="{css}">'
 
 

@@ -19,6 +19,7 @@ from helpers import figures
 
 matplotlib.use("agg")
 RATE = 16_000
+STYLE_PAGE = Path(__file__).parents[1] / "book" / "style.md"
 NASTY = """<b onload="x">'&'</b>"""
 
 
@@ -384,3 +385,10 @@ def test_bad_input_is_told_in_one_sentence(case):
     with pytest.raises((ValueError, TypeError), match=message) as error:
         call()
     assert len(str(error.value)) < 200 and "\n" not in str(error.value)
+
+
+def test_style_page_lists_the_colours_as_they_are():
+    row = r'^\| (\w+) \| `(#[0-9a-f]{6})` <span style="background:(#\w+);'
+    rows = re.findall(row, STYLE_PAGE.read_text("utf-8"), re.MULTILINE)
+    assert {role: color for role, color, _ in rows} == figures.ROLE_COLORS
+    assert all(named == shown for _, named, shown in rows)
