@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml requirements.txt constraints.txt
 constraints:
 	rm -rf _build/newest
 	$(PYTHON) -m venv _build/newest
-	_build/newest/bin/python -m pip install --quiet -r requirements.txt .
+	_build/newest/bin/python -m pip install --quiet -r requirements.txt -e .
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  _build/newest/bin/python -m pip list --format=freeze --exclude pip --exclude lalm-listening \
 	  | sed 's/+.*//'; } > _build/constraints.txt

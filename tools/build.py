@@ -34,7 +34,7 @@ NOTEBOOK_INPUTS = ("helpers", "results", "book/data", "constraints.txt")  # what
 BOOK_INPUTS = (*NOTEBOOK_INPUTS, "_config.yml", "_toc.yml", "book", "notebooks", "tools/build.py")
 
 # Nothing in the book needs the network, and progress bars would leave dead text in the pages.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+ENVIRONMENT = {"BOOK_BUILD": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 def digest(names: tuple[str, ...]) -> str:
