@@ -1,8 +1,9 @@
 """Every plot, player, slider and listening figure of the book, in one style (the style page is ``book/style.md``).
 
-Plots take plain arrays and an optional ``ax``, label their axes with units and return the Axes. `player`, `slider` and
-`listening_figure` return HTML that carries its sound, its pictures and a few lines of script inside itself, so that it
-works in Colab, in JupyterLab and in the built page, read from a disk with the network off.
+Plots take plain arrays and an optional ``ax``, label their axes with units and return the Axes; NaN, an empty array or
+a wrong shape is a ValueError that names the argument. `player`, `slider` and `listening_figure` return HTML that
+carries its sound, its pictures and a few lines of script inside itself, so that it works in Colab, in JupyterLab and in
+the built page, read from a disk with the network off.
 """
 
 import base64
@@ -43,7 +44,6 @@ STYLE = {
     "figure.facecolor": "white",  # in the dark theme too: a figure is a sheet of paper
     "savefig.dpi": 144,
     "font.size": 12,
-    "axes.titlesize": 12,
     "legend.fontsize": 11,
     "xtick.labelsize": 11,
     "ytick.labelsize": 11,
