@@ -256,7 +256,7 @@ def align(mask: torch.Tensor, n_keys: int) -> torch.Tensor:
     A static cache has more keys than tokens (its end is empty), a sliding window fewer (the oldest are gone).
     """
     total = mask.shape[1]
-    return F.pad(mask, (0, n_keys - total)) if n_keys >= total else mask[:, -n_keys:]
+    return mask[:, -n_keys:] if n_keys <= total else F.pad(mask, (0, n_keys - total))
 
 
 _PREFIX = "last_row_"
@@ -280,37 +280,48 @@ def _dispatch(config, name: str) -> None:
 
 def _attention(base, module, query, key, value, attention_mask, **kwargs):
     """Attention as transformers calls it: query (B, H, Q, D), key and value (B, H_kv, K, D); returns (B, Q, H, D)."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
-    _dispatch(module.config, base)  # FlashAttention reads its own name there
-    try:
-        output, all_weights = attend(module, query, key, value, attention_mask, **kwargs)
-    finally:
-        _dispatch(module.config, _PREFIX + base)
-
     blocks = [block for block in _active if module in block.layer_of]
     if not blocks:
-        return output, all_weights
+        return _every_row(base, module, query, key, value, attention_mask, **kwargs)
+
     layer, tokens = blocks[0].layer_of[module], blocks[0]._tokens
     _check(tokens, module, query, kwargs)
-    for block in blocks:
-        block._missed.discard(layer)
-
     batch, last = torch.arange(tokens.batch, device=query.device), tokens.last.to(query.device)
     scores = last_row_scores(query[batch, :, last], key, kwargs.get("scaling"))  # (B, H, K)
     for block in blocks:
+        block._missed.discard(layer)
         scores = block.edit_scores(layer, scores)
     weights = _mask(scores, attention_mask, tokens, kwargs.get("sliding_window")).softmax(-1)
     for block in blocks:
         block.see_weights(layer, weights)
-    if any(block.writes for block in blocks):
-        output[batch, last] = last_row_output(weights, value).to(output.dtype)  # (B, H, D)
-        if all_weights is not None:  # eager attention also returns its (B, H, Q, K) weights
-            all_weights[batch, :, last] = weights.to(all_weights.dtype)
+    if not any(block.writes for block in blocks):
+        return _every_row(base, module, query, key, value, attention_mask, **kwargs)
+
+    row = last_row_output(weights, value)  # (B, H, D)
+    if tokens.n_new == 1:  # decoding with a cache: there is no other row
+        return row[:, None], weights[:, :, None].to(query.dtype)
+    output, all_weights = _every_row(base, module, query, key, value, attention_mask, **kwargs)
+    output[batch, last] = row
+    if all_weights is not None:  # eager attention also returns its (B, H, Q, K) weights
+        all_weights[batch, :, last] = weights.to(all_weights.dtype)
     return output, all_weights
 
 
+def _every_row(base, module, *args, **kwargs):
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
+    if "flash" not in base:
+        return attend(module, *args, **kwargs)
+    _dispatch(module.config, base)  # FlashAttention looks up its own name there
+    try:
+        return attend(module, *args, **kwargs)
+    finally:
+        _dispatch(module.config, _PREFIX + base)
+
+
 def _check(tokens, module, query, kwargs):
+    if kwargs.get("cache") is not None or kwargs.get("cu_seq_lens_q") is not None:
+        raise ValueError("packed sequences (continuous batching) have no last row each; pass a padded batch.")
     if tokens is None or (tokens.batch, tokens.n_new) != (query.shape[0], query.shape[2]):
         raise ValueError(
             "the decoder's tokens are not those of input_ids: call the model that was passed, "

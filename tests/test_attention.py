@@ -8,14 +8,14 @@ import torch
 
 from helpers.attention import Role, attention_by_role, last_row_attention, token_roles
 from helpers.mata import MATA
-from helpers.models import LALM, load_lalm
+from helpers.models import LALM
 
 PROMPTS = [[5, -64, 3], [2, -40, 2, -64, 6]]
 
 
 @pytest.fixture(scope="module", params=list(random_models.FAMILIES))
-def lalm(request, tmp_path_factory) -> LALM:
-    return load_lalm(str(random_models.save(request.param, tmp_path_factory.mktemp(request.param))), device="cpu")
+def lalm(request) -> LALM:
+    return random_models.random_lalm(request.param)
 
 
 def clip(lalm: LALM, seconds: float) -> np.ndarray:
@@ -38,18 +38,19 @@ def full_rows(model, inputs) -> torch.Tensor:
 
 
 def test_roles_of_a_prompt(lalm):
+    slot = lalm.processor.audio_token
     text = (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|audio_bos|><|AUDIO|><|audio_eos|>"
-        "What is it?<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{slot}What is it?<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
-    inputs = lalm.prepare([text, "Which of the two?"], [clip(lalm, 1), [clip(lalm, 1), clip(lalm, 2)]])
+    inputs = lalm.prepare([text, "Which of the two?"], [clip(lalm, 1), clip(lalm, 2)])
     roles = token_roles(lalm, inputs)
     assert roles.shape == inputs["input_ids"].shape
     assert torch.equal(roles == Role.PAD, inputs["attention_mask"] == 0)
     assert torch.equal(roles == Role.AUDIO, inputs["input_ids"] == lalm.audio_token_id)
     assert words(lalm, inputs, roles, Role.SYSTEM) == "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert words(lalm, inputs, roles, Role.INSTRUCTION) == (
-        "<|im_start|>user\n<|audio_bos|><|audio_eos|>What is it?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert words(lalm, inputs, roles, Role.SYSTEM, item=1).endswith("<|im_end|>\n")
     assert "Which of the two?" in words(lalm, inputs, roles, Role.INSTRUCTION, item=1)
@@ -57,7 +58,7 @@ def test_roles_of_a_prompt(lalm):
 
 
 def test_a_prompt_without_turns_has_no_system(lalm):
-    inputs = lalm.prepare(["<|audio_bos|><|AUDIO|><|audio_eos|>What?"], [clip(lalm, 1)])
+    inputs = lalm.prepare([f"{lalm.processor.audio_token}What?"], [clip(lalm, 1)])
     assert set(token_roles(lalm, inputs).unique().tolist()) == {Role.AUDIO, Role.INSTRUCTION}
 
 
