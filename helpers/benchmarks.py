@@ -219,7 +219,7 @@ def load_benchmark(
     if name == "minimmar":
         from helpers.minimmar import minimmar_items  # here, because that module imports Item from this one
 
-        return minimmar_items(split or "test")
+        return minimmar_items(split or "test", root)
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r}; known are minimmar, {', '.join(BENCHMARKS)}.")
     benchmark = BENCHMARKS[name]
