@@ -69,9 +69,9 @@ class MATA(LastRow):
             raise ValueError(f"rule must be one of {list(RULES)}, got {rule!r}.")
         if keys not in ("audio", "text") and not callable(keys):
             raise ValueError(f'keys must be "audio", "text" or a function of the token ids, got {keys!r}.')
+        self.layers = select_layers(layers, depth=len(text_decoder(model).layers))
         self.audio_token_id = audio_token_id(model)
         self.alpha, self.rule, self.keys = alpha, rule, keys
-        self.layers = select_layers(layers, depth=len(text_decoder(model).layers))
         self.calls = Counter()
         super().__init__(model, self.layers if alpha != 0 else [])
 
@@ -94,10 +94,16 @@ class MATA(LastRow):
             self._steered = torch.cat([self._steered[:, :past], new], dim=1)
 
     def _select(self, input_ids):
-        if callable(self.keys):
-            return self.keys(input_ids).bool()
         is_audio = input_ids == self.audio_token_id
-        return is_audio if self.keys == "audio" else ~is_audio
+        if not callable(self.keys):
+            return is_audio if self.keys == "audio" else ~is_audio
+        chosen = self.keys(input_ids)
+        if chosen.shape != input_ids.shape or chosen.dtype != torch.bool:
+            raise ValueError(
+                f"keys must return a bool mask of the token ids' shape {tuple(input_ids.shape)}, "
+                f"got {chosen.dtype} of {tuple(chosen.shape)}."
+            )
+        return chosen.to(input_ids.device)
 
     def _check_prompt(self):
         deaf = ~self._steered.any(1)
@@ -113,7 +119,7 @@ class MATA(LastRow):
 
 def select_layers(layers: str | Iterable[int], depth: int) -> list[int]:
     """Return the sorted indices of the decoder layers meant by "middle", a range or a list."""
-    if layers == "middle":  # at least one, in a model of two layers
+    if isinstance(layers, str) and layers == "middle":  # at least one, in a model of two layers
         start, stop = round(depth * 10 / 28), round(depth * 20 / 28)
         return list(range(start, max(stop, start + 1)))
     try:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import families
 import pytest
+import random_models
 import torch
 from transformers import AutoModelForCausalLM, Qwen2AudioForConditionalGeneration, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -94,7 +95,9 @@ def test_middle_layers():
     assert select_layers("middle", 28) == list(range(10, 20))
     assert select_layers("middle", 32) == list(range(11, 23))
     assert [select_layers("middle", depth) for depth in (1, 2, 4, 8)] == [[0], [1], [1, 2], [3, 4, 5]]
-    assert select_layers(range(2, 4), 8) == select_layers([3, 2, 2], 8) == [2, 3]
+    assert (
+        select_layers(range(2, 4), 8) == select_layers([3, 2, 2], 8) == select_layers(torch.tensor([3, 2]), 8) == [2, 3]
+    )
 
 
 # ---- equal to the reference -----------------------------------------------------------------------------------------
@@ -474,6 +477,16 @@ def test_a_prompt_without_audio(audio_model):
     assert audio_model.get_decoder().config._attn_implementation == "sdpa"
 
 
+def test_a_mask_that_does_not_fit(audio_model):
+    inputs = families.batch(audio_model, "qwen2_audio", PROMPTS)
+    for mask in (torch.ones(1, 3, dtype=torch.bool), torch.ones_like(inputs["input_ids"])):
+        with (
+            pytest.raises(ValueError, match="keys must return a bool mask"),
+            MATA(audio_model, keys=lambda ids, m=mask: m),
+        ):
+            audio_model(**inputs)
+
+
 def test_embeddings_instead_of_ids(audio_model):
     with pytest.raises(ValueError, match="without input_ids"), MATA(audio_model):
         audio_model(inputs_embeds=torch.zeros(1, 4, 32))
@@ -511,6 +524,9 @@ def test_models_that_cannot_be_steered():
         MATA(text_only)
     with pytest.raises(ValueError, match="expected a LALM"):
         MATA("tiny")
+    whole, _ = random_models.qwen2_5_omni()
+    with pytest.raises(ValueError, match=r"no text decoder with layers; .* model\.thinker"):
+        MATA(whole)
     tower = families.build("qwen2_audio").model.audio_tower
     with pytest.raises(ValueError, match="names no audio token"):
         MATA(tower)
