@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: book test serve constraints clean
+.PHONY: book test serve clean
 
 book: $(INSTALLED)
 	@$(BIN)/python tools/build.py
@@ -26,16 +26,6 @@ $(INSTALLED): pyproject.toml requirements.txt constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet $(PINS) -r requirements.txt -e .
 	@touch $@
-
-# Renew every pin: the newest versions that the ranges allow, resolved in an environment of their own.
-constraints:
-	rm -rf _build/newest
-	$(PYTHON) -m venv _build/newest
-	_build/newest/bin/python -m pip install --quiet -r requirements.txt -e .
-	{ sed '/^[^#]/,$$d' constraints.txt; \
-	  _build/newest/bin/python -m pip list --format=freeze --exclude pip --exclude lalm-listening \
-	  | sed 's/+.*//'; } > _build/constraints.txt
-	mv _build/constraints.txt constraints.txt
 
 clean:
 	rm -rf _build $(VENV) *.egg-info

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -37,14 +38,14 @@ BOOK_INPUTS = (*NOTEBOOK_INPUTS, "_config.yml", "_toc.yml", "book", "notebooks",
 ENVIRONMENT = {"BOOK_BUILD": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
+@cache
 def digest(names: tuple[str, ...]) -> str:
     """SHA-256 over the names and the contents of files, and of all files in folders, below the root."""
     sha = hashlib.sha256()
     for name in names:
         path = ROOT / name
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] * path.exists()
-        for file in files:
-            if not {"__pycache__", ".ipynb_checkpoints"} & set(file.parts):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(file.parts):
                 sha.update(f"{file.relative_to(ROOT)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return sha.hexdigest()
 
@@ -83,10 +84,10 @@ def execute(stale: list[Path]) -> bool:
 
 
 def render() -> None:
-    """Build all pages from nothing: Sphinx reports a warning only for pages that it reads anew."""
+    """Build all pages from nothing: Sphinx would neither see new outputs of an old notebook nor warn a second time."""
     shutil.rmtree(HTML, ignore_errors=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    if subprocess.run([jupyter_book, "build", "-W", "-n", "--keep-going", "-q", ROOT]).returncode:
+    if subprocess.run([jupyter_book, "build", "--all", "-W", "-n", "--keep-going", "-q", ROOT]).returncode:
         sys.exit("The book was not built: see the warnings above.")
 
 
