@@ -38,7 +38,7 @@ BOOK_INPUTS = (*NOTEBOOK_INPUTS, "_config.yml", "_toc.yml", "book", "notebooks",
 ENVIRONMENT = {"BOOK_BUILD": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
-@cache
+@cache  # a run goes by what was there when it began
 def digest(names: tuple[str, ...]) -> str:
     """SHA-256 over the names and the contents of files, and of all files in folders, below the root."""
     sha = hashlib.sha256()
@@ -59,23 +59,23 @@ def is_executed(path: Path) -> bool:
     return record.data.get("inputs") == digest(NOTEBOOK_INPUTS)
 
 
-def keep(path: Path, executed: nbformat.NotebookNode, inputs: str, seconds: float) -> None:
+def keep(path: Path, executed: nbformat.NotebookNode, seconds: float) -> None:
     """Put an executed notebook into the cache, with the metadata of its source: the cache compares them."""
     for cell, source in zip(executed.cells, nbformat.read(path, as_version=4).cells, strict=True):
         cell.metadata = source.metadata
-    bundle = CacheBundleIn(executed, path, data={"inputs": inputs, "execution_seconds": seconds})
+    bundle = CacheBundleIn(executed, path, data={"inputs": digest(NOTEBOOK_INPUTS), "execution_seconds": seconds})
     CACHE.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def execute(stale: list[Path]) -> bool:
     """Run notebooks under nbmake, keep each that passes in the cache at once; True where all pass."""
-    run, inputs = NotebookRun.execute, digest(NOTEBOOK_INPUTS)
+    run = NotebookRun.execute
 
     def run_and_keep(self):
         start = time.perf_counter()
         result = run(self)
         if result.error is None:
-            keep(Path(self.filename), result.nb, inputs, time.perf_counter() - start)
+            keep(Path(self.filename), result.nb, time.perf_counter() - start)
         return result
 
     with mock.patch.object(NotebookRun, "execute", run_and_keep):
