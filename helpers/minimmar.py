@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from helpers import benchmarks, sounds
 from helpers.sounds import INSTRUMENTS, LASTING_SOUNDS, MEN, PHRASES, SHORT_SOUNDS, SOUNDS, WOMEN, WORDS
 
-VERSION = "1"
 SPLITS = {"train": 0, "dev": 1, "test": 2}  # the first number of every random seed
 ITEMS_PER_QUESTION = {"dev": 20, "test": 40}
 LONGEST = 4.0  # seconds
@@ -495,7 +494,16 @@ def render_item(kind, split, index):
 # ----------------------------------------------------------------------------------------------------- the benchmark
 # SHA-256 of the text of all items (`benchmarks.checksum`) and of all clips, as generated on Linux, x86-64. Another
 # processor may round a few samples differently; the text must always be the same.
-CHECKSUMS = {"dev": ("", ""), "test": ("", "")}
+CHECKSUMS = {
+    "dev": (
+        "854e138f4af6c1e68ead76a88e2d58ec86ca77230a173b2fcf3fb5e6d45e4933",
+        "6280a95ce498546a22497eda176b17f04c163bdd81089d48e938b009b4087cd8",
+    ),
+    "test": (
+        "15637f9650d0f443688dd6f3f26b80354842c06b5134e71749b3714ffe49a7fc",
+        "46bf8ea8111b3e7818fe057e3f2fa3b2c3576127f1775fd22cd3d1bec9fa02f4",
+    ),
+}
 
 
 def row(kind, split, index):
@@ -543,7 +551,7 @@ def minimmar_items(split="test", root=None):
     """
     if split not in ITEMS_PER_QUESTION:
         raise ValueError(f"MiniMMAR has no split {split!r}, only {', '.join(ITEMS_PER_QUESTION)}.")
-    folder = Path(root or benchmarks.CACHE) / f"minimmar-{VERSION}" / split
+    folder = Path(root or benchmarks.CACHE) / f"minimmar-{_edition()}" / split
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     known = folder / "sha256.json"
     sums = json.loads(known.read_text()) if known.exists() else {}
@@ -560,6 +568,12 @@ def minimmar_items(split="test", root=None):
         r["sha256"] = sums[r["id"]]
         r["audio_path"] = str(folder / r["audio_path"])
     return benchmarks.parse_mmar(rows)
+
+
+def _edition():
+    """Short hash of the code that makes the clips: changed code makes new clips, in a new folder."""
+    code = b"".join(Path(module).read_bytes() for module in (__file__, sounds.__file__))
+    return hashlib.sha256(code).hexdigest()[:12]
 
 
 def _sha256(path):
