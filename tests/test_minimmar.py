@@ -124,21 +124,21 @@ def test_voices_have_the_stated_register(sex, low, high):
 def onsets(audio):
     """Seconds at which something begins, by librosa."""
     return librosa.onset.onset_detect(
-        y=audio.astype(np.float32), sr=RATE, hop_length=160, units="time", backtrack=False, delta=0.3, wait=8
+        y=audio.astype(np.float32), sr=RATE, hop_length=160, units="time", backtrack=False, delta=0.1, wait=8
     )
 
 
 def test_tempo_changes_as_stated():
     found = Counter()
-    for index in range(12):
+    for index in range(30):
         facts, *_ = draw_item("tempo", "test", index)
-        if facts["instrument"] not in ("piano", "guitar", "organ"):
-            continue  # soft attacks: librosa's onsets are too late or missing there
-        gaps = np.diff(onsets(render_item("tempo", "test", index)))
+        if facts["instrument"] not in ("piano", "guitar"):
+            continue  # soft attacks: librosa hears their onsets too late, or twice
+        gaps = np.diff(onsets(render_item("tempo", "test", index)))[-6:]  # seven notes; the noise floor may come first
         ratio = gaps[-1] / gaps[0]
         heard = "it speeds up" if ratio < 0.7 else "it slows down" if ratio > 1.4 else "it stays the same"
         found[heard == facts["tempo"]] += 1
-    assert found[True] >= 4 and found[False] == 0
+    assert found[True] >= 5 and found[False] == 0, found
 
 
 def bursts(audio, gap=0.06):
@@ -160,8 +160,9 @@ def test_the_louder_sound_is_louder():
     for index in range(10):
         facts, *_ = draw_item("louder", "test", index)
         audio = render_item("louder", "test", index)
-        peak = np.argmax(np.convolve(audio**2, np.ones(1600), "same")) / len(audio)
-        assert (peak < 0.5) == (facts["louder"] == "the first"), facts
+        level = np.convolve(audio**2, np.ones(1600) / 1600, "same")
+        heard = np.flatnonzero(level > level.max() / 200)  # within 23 dB: both sounds, not the noise floor
+        assert (np.argmax(level) < heard[[0, -1]].mean()) == (facts["louder"] == "the first"), facts
 
 
 # --------------------------------------------------------------------------------- nothing can be had from the text
