@@ -169,7 +169,7 @@ def main():
         torch.set_num_threads(1)
     dtype = torch.bfloat16 if args.size == "7b" else torch.float32
     model = build(args.size, args.device, dtype)
-    # Half the small decoder's layers, as many as the paper's share of a 7B model would be in its middle.
+    # The paper's middle layers of a 7B model; of the small one half of the layers, which is more.
     layers = select_layers("middle" if args.size == "7b" else range(2, 6), model.config.text_config.num_hidden_layers)
     record = {
         "size": args.size, "dtype": str(dtype).removeprefix("torch."), "keys": args.keys, "layers": layers,
@@ -186,8 +186,8 @@ def main():
             taken, peak = run["time_over_stock"], run["memory_over_stock"]
             print(
                 f"{name}, batch {batch}: MATA {taken['mata']:.3f} x stock in time (stock itself "
-                f"{taken['stock again']:.3f} x), {peak['mata']:.3f} x in memory; eager patch {taken['eager patch']:.2f} x, "
-                f"{peak['eager patch']:.2f} x; patch / MATA {run['patch_over_mata']:.2f}"
+                f"{taken['stock again']:.3f} x), {peak['mata']:.3f} x in memory; "
+                f"eager patch {taken['eager patch']:.2f} x, {peak['eager patch']:.2f} x; patch / MATA {run['patch_over_mata']:.2f}"
             )
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
