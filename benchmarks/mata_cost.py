@@ -187,7 +187,8 @@ def main():
             print(
                 f"{name}, batch {batch}: MATA {taken['mata']:.3f} x stock in time (stock itself "
                 f"{taken['stock again']:.3f} x), {peak['mata']:.3f} x in memory; "
-                f"eager patch {taken['eager patch']:.2f} x, {peak['eager patch']:.2f} x; patch / MATA {run['patch_over_mata']:.2f}"
+                f"eager patch {taken['eager patch']:.2f} x, {peak['eager patch']:.2f} x; "
+                f"patch / MATA {run['patch_over_mata']:.2f}"
             )
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
