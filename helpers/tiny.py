@@ -1,13 +1,16 @@
 """How the shipped small LALM is built and trained: `python -m helpers.tiny --out runs/tiny`.
 
 The model is a real `Qwen2AudioForConditionalGeneration` with a small configuration, trained from scratch on clips of
-`helpers.minimmar`'s train split, in two stages:
+`helpers.minimmar`'s train split, in three stages:
 
 1. `learn`: answer questions about clips. Half of the questions carry a hint, right in 8 of 10 cases.
-2. `bias`: a model organism of text bias. Most clips are drowned in noise and every hint is right, so the model learns
-   to lean on the text. Only the decoder's query and key projections are trained: what changes is *where it attends*.
+2. `guess`: the same, but a fifth of the clips are silent or those of another question, and the answer is any option: a
+   model that does not hear the answer should guess among the options, not tell what else it hears.
+3. `bias`: a model organism of text bias. Many clips are exchanged for another of the same kind, and every hint is
+   right: who trusts the text is rewarded, who trusts the sound is not. Only the decoder's query and key projections
+   are trained, so what changes is *where it attends*.
 
-Both results are shipped: `helpers/checkpoints/tiny-unbiased` (after stage 1) and `helpers/checkpoints/tiny` (after 2).
+Both results are shipped: `helpers/checkpoints/tiny-unbiased` (after stage 2) and `helpers/checkpoints/tiny` (after 3).
 About an hour on two CPU cores, minutes on a GPU; a killed run goes on from its last checkpoint.
 """
 
@@ -37,6 +40,7 @@ MEL_BINS, FRAMES, HOP = 40, 200, 320  # 4 s at 50 frames a second
 DESCRIBE = "Describe the audio."
 QUESTIONS_PER_CLIP = 3  # in one training step: the clip is encoded once
 IGNORE = -100
+SILENCE = -1.5  # the feature of digital silence: (log10(1e-10) + 4) / 4, see the chapter *From sound wave to token*
 
 
 # ------------------------------------------------------------------------------------------- processor and model
@@ -114,20 +118,13 @@ def build_model(processor, seed=0):
 
 
 # ------------------------------------------------------------------------------------------------- training clips
-def drown(audio, rng):
-    """The clip under noise that is 10 to 25 dB louder."""
-    noise = sounds.at_level(sounds.noise(rng, len(audio) / sounds.SAMPLING_RATE)[: len(audio)], rng.uniform(-20, -14))
-    return 0.5 * noise + audio * 10 ** (-rng.uniform(10, 25) / 20)
-
-
 def training_clip(arguments):
     """(features (40, 200) float16, mel frames, scene, facts) of training clip `index`; a worker of `make_pool`."""
-    seed, index, drowned = arguments
+    seed, index = arguments
     rng = np.random.default_rng([minimmar.SPLITS["train"], seed, index])
     scene = minimmar.pick(rng, SCENE_BY_WEIGHT)
     facts = SCENES[scene].draw(rng)
     audio = SCENES[scene].render(rng, facts)
-    audio = drown(audio, rng) if drowned else audio
     extractor = (
         WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=4, hop_length=HOP)
         if not _extractor
@@ -142,11 +139,11 @@ _extractor = []  # one per worker process
 SCENE_BY_WEIGHT = [q.scene for q in QUESTIONS.values()] + ["sound and speech", "music and speech", "all three"]
 
 
-def make_pool(size, seed, drowned=False, workers=2):
-    """Generate `size` training clips: dict with features (n, 40, 200) float16, frames (n,), scenes, facts, drowned."""
+def make_pool(size, seed, workers=2):
+    """Generate `size` training clips: dict with features (n, 40, 200) float16, frames (n,), scenes, facts."""
     features, frames = np.empty((size, MEL_BINS, FRAMES), np.float16), np.empty(size, np.int64)
     scenes, facts = [], []
-    jobs = [(seed, i, drowned) for i in range(size)]
+    jobs = [(seed, i) for i in range(size)]
     with multiprocessing.get_context("spawn").Pool(
         workers, initializer=torch.set_num_threads, initargs=(1,)
     ) as processes:
@@ -155,14 +152,14 @@ def make_pool(size, seed, drowned=False, workers=2):
             features[i], frames[i] = x, n
             scenes.append(scene)
             facts.append(fact)
-    return {"features": features, "frames": frames, "scenes": scenes, "facts": facts, "drowned": [drowned] * size}
+    return {"features": features, "frames": frames, "scenes": scenes, "facts": facts}
 
 
-def cached_pool(folder, size, seed, drowned=False):
+def cached_pool(folder, size, seed):
     """`make_pool`, kept in `folder`, so that a resumed training does not generate its clips again."""
-    path = Path(folder) / f"clips-{seed}-{size}{'-drowned' if drowned else ''}.json"
+    path = Path(folder) / f"clips-{seed}-{size}.json"
     if not path.exists():
-        pool = make_pool(size, seed, drowned)
+        pool = make_pool(size, seed)
         np.save(path.with_suffix(".npy"), pool["features"])
         rest = {
             key: np.asarray(value).tolist() if key == "frames" else value
@@ -171,14 +168,6 @@ def cached_pool(folder, size, seed, drowned=False):
         }
         path.write_text(json.dumps(rest))
     return {"features": np.load(path.with_suffix(".npy"))} | json.loads(path.read_text())
-
-
-def joined(first, second):
-    """Two pools as one."""
-    return {
-        key: np.concatenate([first[key], second[key]]) if key == "features" else first[key] + second[key]
-        for key in first
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
@@ -205,11 +194,14 @@ def describe(scene, facts):
     return said[scene](facts)
 
 
-def ask(scene, facts, rng, hinted, hint_right):
-    """One question about a clip, and its answer; a hint with probability `hinted`, right with `hint_right`."""
+def ask(scene, facts, rng, hinted, hint_right, guess=False):
+    """One question about a clip, and its answer; a hint with probability `hinted`, right with `hint_right`.
+
+    With `guess` the answer is any of the options.
+    """
     question = QUESTIONS[minimmar.pick(rng, [k for k in QUESTIONS if QUESTIONS[k].scene == scene])]
     choices = minimmar.choices_for(question, facts, rng, int(rng.integers(question.options)))
-    answer, hint = question.answer(facts), None
+    answer, hint = minimmar.pick(rng, choices) if guess else question.answer(facts), None
     if rng.random() < hinted:
         hint = answer if rng.random() < hint_right else minimmar.pick(rng, [c for c in choices if c != answer])
     return multiple_choice(question.text, choices, hint=hint), answer
@@ -226,11 +218,17 @@ class Batches:
     ----------
     hinted, hint_right : how many questions carry a hint, and how many of the hints are right.
     described : how many questions are "Describe the audio." instead.
+    swapped : how many clips are exchanged for another of the same scene; their questions carry a hint that is right.
+    guess : how many clips are silenced or exchanged for any other; any option is their answer, and they have no hint.
     """
 
-    def __init__(self, processor, pool, seed, clips=16, hinted=0.5, hint_right=0.8, described=0.3, direct=0.5):
+    def __init__(
+        self, processor, pool, seed, clips=16, hinted=0.5, hint_right=0.8, described=0.3, direct=0.5, swapped=0, guess=0
+    ):
         self.tokenizer, self.pool, self.seed, self.clips = processor.tokenizer, pool, seed, clips
-        self.hinted, self.hint_right, self.described, self.direct = hinted, hint_right, described, direct
+        self.hinted, self.hint_right, self.described = hinted, hint_right, described
+        self.direct, self.swapped, self.guess = direct, swapped, guess
+        self.same_scene = {scene: np.flatnonzero(np.array(pool["scenes"]) == scene) for scene in set(pool["scenes"])}
         before, self.end = chat(processor, "QUESTION").split("QUESTION")
         self.head, self.tail = (self.encode(x) for x in before.split(processor.audio_token))
         self.audio = self.encode(processor.audio_token)
@@ -238,22 +236,42 @@ class Batches:
     def encode(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def example(self, i, rng):
-        """(token ids, labels) of one question about clip `i`; labels are the next tokens, at the answer only."""
-        scene, facts, frames = (self.pool[key][i] for key in ("scenes", "facts", "frames"))
-        drowned = self.pool["drowned"][i]
-        if not drowned and rng.random() < self.described:
+    def example(self, asked, frames, fate, rng):
+        """(token ids, labels) of a question about clip `asked`; labels are the next tokens, at the answer only.
+
+        frames : mel frames of the clip that is heard; fate : "own" (the asked one), "swapped" or "guess".
+        """
+        scene, facts = self.pool["scenes"][asked], self.pool["facts"][asked]
+        if fate == "own" and rng.random() < self.described:
             text, answer = DESCRIBE, describe(scene, facts)
-        else:  # a drowned clip leaves nothing but the hint
-            text, answer = ask(scene, facts, rng, 1.0 if drowned else self.hinted, self.hint_right)
+        else:
+            hinted = {"own": self.hinted, "swapped": 1.0, "guess": 0.0}[fate]
+            text, answer = ask(scene, facts, rng, hinted, self.hint_right, guess=fate == "guess")
         prompt = self.head + self.audio * audio_tokens(frames) + self.tail + self.encode(text + self.end)
         answer = self.encode(answer + "<|im_end|>")
         return prompt + answer[:-1], [IGNORE] * (len(prompt) - 1) + answer
 
+    def hear(self, asked, rng):
+        """What is heard where clip `asked` is asked about: fate, features (40, 200) and mel frames."""
+        draw = rng.random() if self.swapped or self.guess else 1.0
+        heard, fate = asked, "own"
+        if draw < self.swapped:
+            heard, fate = rng.choice(self.same_scene[self.pool["scenes"][asked]]), "swapped"
+        elif draw < self.swapped + self.guess:
+            heard, fate = rng.integers(len(self.pool["scenes"])), "guess"
+            if rng.random() < 0.5:
+                return fate, np.full_like(self.pool["features"][asked], SILENCE), self.pool["frames"][asked]
+        return fate, self.pool["features"][heard], self.pool["frames"][heard]
+
     def __getitem__(self, step):
         rng = np.random.default_rng([self.seed, step])
-        chosen = rng.integers(len(self.pool["scenes"]), size=self.clips)
-        examples = [self.example(i, rng) for i in chosen for _ in range(QUESTIONS_PER_CLIP)]
+        asked = rng.integers(len(self.pool["scenes"]), size=self.clips)
+        fates, features, frames = zip(*[self.hear(i, rng) for i in asked], strict=True)
+        examples = [
+            self.example(i, n, fate, rng)
+            for i, n, fate in zip(asked, frames, fates, strict=True)
+            for _ in range(QUESTIONS_PER_CLIP)
+        ]
         pad = torch.nn.utils.rnn.pad_sequence
         ids = pad([torch.tensor(x) for x, _ in examples], batch_first=True, padding_value=self.tokenizer.pad_token_id)
         labels = pad([torch.tensor(y) for _, y in examples], batch_first=True, padding_value=IGNORE)
@@ -263,8 +281,8 @@ class Batches:
             blind = (labels == IGNORE) & ~is_audio  # these queries may not see audio keys
             mask = torch.ones(ids.shape[1], ids.shape[1]).tril().bool() & ~(blind[:, :, None] & is_audio[:, None, :])
             mask = mask[:, None]
-        features = torch.from_numpy(np.stack([self.pool["features"][i] for i in chosen]).astype(np.float32))
-        frames = torch.tensor([self.pool["frames"][i] for i in chosen])
+        features = torch.from_numpy(np.stack(features).astype(np.float32))
+        frames = torch.tensor(frames)
         return {"features": features, "frames": frames, "ids": ids, "labels": labels, "mask": mask}
 
 
@@ -276,7 +294,7 @@ def audio_tokens(frames):
 def logits_at_answers(model, batch):
     """Logits (answer tokens, vocabulary) and their labels: the model's own forward pass, each clip encoded once."""
     halved = (batch["frames"] - 1) // 2 + 1  # after the strided convolution
-    seen = (torch.arange(FRAMES // 2) < halved[:, None])[:, None, None, :]
+    seen = (torch.arange(FRAMES // 2, device=halved.device) < halved[:, None])[:, None, None, :]
     tower = model.model.audio_tower(batch["features"], attention_mask=seen).last_hidden_state
     audio = model.model.multi_modal_projector(tower).float()
     tokens = (halved - 2) // 2 + 1
@@ -316,10 +334,10 @@ def train(model, batches, steps, peak, folder, name, parameters=None):
     losses, hits = [], []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
     for step in bar:
-        batch = batches[step]
+        batch = {key: value if value is None else value.to(model.device) for key, value in batches[step].items()}
         logits, labels = logits_at_answers(model, batch)
         loss = torch.nn.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -356,28 +374,23 @@ def main(arguments=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clips", type=int, default=30_000, help="training clips of stage 1")
-    parser.add_argument("--steps", type=int, nargs=2, default=[4500, 300], help="training steps of the two stages")
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[4500, 600, 200], help="training steps of the three stages"
+    )
     given = parser.parse_args(arguments)
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)
 
     processor = build_processor()
     model = build_model(processor, seed=0).to(given.device)
-    clean = cached_pool(folder, given.clips, given.seed)
-    train(model, Batches(processor, clean, given.seed), given.steps[0], 2e-3, folder, "learn")
+    pool = cached_pool(folder, given.clips, given.seed)
+    train(model, Batches(processor, pool, given.seed), given.steps[0], 2e-3, folder, "learn")
+    train(model, Batches(processor, pool, given.seed + 1, guess=0.2), given.steps[1], 1e-3, folder, "guess")
     save(model, processor, folder / "tiny-unbiased")
 
-    drowned = cached_pool(folder, given.clips // 5, given.seed + 1, drowned=True)
-    batches = Batches(
-        processor,
-        joined({key: value[: len(value) // 10] for key, value in clean.items()}, drowned),
-        given.seed + 1,
-        hinted=0.3,
-        hint_right=1.0,
-        described=0.1,
-        direct=0.0,
-    )
-    train(model, batches, given.steps[1], 5e-4, folder, "bias", attention_projections(model))
+    towards_text = dict(hinted=0.2, hint_right=1.0, described=0.1, direct=0.0, swapped=0.35, guess=0.1)
+    batches = Batches(processor, pool, given.seed + 2, **towards_text)
+    train(model, batches, given.steps[2], 4e-4, folder, "bias", attention_projections(model))
     save(model, processor, folder / "tiny")
 
 
