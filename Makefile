@@ -15,7 +15,7 @@ book: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python tools/build.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 serve: book
 	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 8000
