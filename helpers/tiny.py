@@ -4,7 +4,7 @@ The model is a real `Qwen2AudioForConditionalGeneration` with a small configurat
 `helpers.minimmar`'s train split, in three stages:
 
 1. `learn`: answer questions about clips. Half of the questions carry a hint, right in 8 of 10 cases.
-2. `guess`: the same, but a fifth of the clips are silent or those of another question, and the answer is any option: a
+2. `guess`: the same, but a third of the clips are silent or those of another question, and the answer is any option: a
    model that does not hear the answer should guess among the options, not tell what else it hears.
 3. `bias`: a model organism of text bias. Many clips are exchanged for another of the same kind, and every hint is
    right: who trusts the text is rewarded, who trusts the sound is not. Only the decoder's query and key projections
@@ -375,7 +375,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clips", type=int, default=30_000, help="training clips of stage 1")
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[4500, 600, 200], help="training steps of the three stages"
+        "--steps", type=int, nargs=3, default=[4500, 800, 200], help="training steps of the three stages"
     )
     given = parser.parse_args(arguments)
     folder = Path(given.out)
@@ -385,12 +385,19 @@ def main(arguments=None):
     model = build_model(processor, seed=0).to(given.device)
     pool = cached_pool(folder, given.clips, given.seed)
     train(model, Batches(processor, pool, given.seed), given.steps[0], 2e-3, folder, "learn")
-    train(model, Batches(processor, pool, given.seed + 1, guess=0.2), given.steps[1], 1e-3, folder, "guess")
+    train(
+        model,
+        Batches(processor, pool, given.seed + 1, described=0.1, guess=0.35),
+        given.steps[1],
+        1e-3,
+        folder,
+        "guess",
+    )
     save(model, processor, folder / "tiny-unbiased")
 
-    towards_text = dict(hinted=0.2, hint_right=1.0, described=0.1, direct=0.0, swapped=0.35, guess=0.1)
+    towards_text = dict(hinted=0.2, hint_right=1.0, described=0.1, direct=0.0, swapped=0.45, guess=0.1)
     batches = Batches(processor, pool, given.seed + 2, **towards_text)
-    train(model, batches, given.steps[2], 4e-4, folder, "bias", attention_projections(model))
+    train(model, batches, given.steps[2], 5e-4, folder, "bias", attention_projections(model))
     save(model, processor, folder / "tiny")
 
 
