@@ -492,16 +492,15 @@ def render_item(kind, split, index):
 
 
 # ----------------------------------------------------------------------------------------------------- the benchmark
-# SHA-256 of the text of all items (`benchmarks.checksum`) and of all clips, as generated on Linux, x86-64. Another
-# processor may round a few samples differently; the text must always be the same.
+# SHA-256 of the text of all items (`benchmarks.checksum`) and of what is to be heard (`audio_checksum`).
 CHECKSUMS = {
     "dev": (
         "854e138f4af6c1e68ead76a88e2d58ec86ca77230a173b2fcf3fb5e6d45e4933",
-        "6280a95ce498546a22497eda176b17f04c163bdd81089d48e938b009b4087cd8",
+        "c4e4c0af2d2d228161e2d77211e27802a7bbbb037f60346def79e57686886074",
     ),
     "test": (
         "15637f9650d0f443688dd6f3f26b80354842c06b5134e71749b3714ffe49a7fc",
-        "46bf8ea8111b3e7818fe057e3f2fa3b2c3576127f1775fd22cd3d1bec9fa02f4",
+        "c029127991fd63a24086cae61bdb576c5c707a727994d24a371ca5b7f471a65c",
     ),
 }
 
@@ -581,5 +580,10 @@ def _sha256(path):
 
 
 def audio_checksum(items):
-    """One SHA-256 over the clips of `items`, in their order."""
-    return hashlib.sha256("".join(item.extra["sha256"] for item in items).encode()).hexdigest()
+    """SHA-256 over the levels of the clips, every 0.1 s to 0.1 dB: other processors round a few samples otherwise."""
+    digest = hashlib.sha256()
+    for item in items:
+        audio, _ = soundfile.read(item.audio)
+        power = (audio[: len(audio) // 1600 * 1600].reshape(-1, 1600) ** 2).mean(1)
+        digest.update(np.round(10 * np.log10(power + 1e-10), 1).astype(np.float32).tobytes())
+    return digest.hexdigest()
