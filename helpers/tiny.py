@@ -8,7 +8,7 @@ The model is a real `Qwen2AudioForConditionalGeneration` with a small configurat
    model that does not hear the answer should guess among the options, not tell what else it hears.
 3. `bias`: a model organism of text bias. Many clips are exchanged for another of the same kind, and every hint is
    right: who trusts the text is rewarded, who trusts the sound is not. Only the decoder's query and key projections
-   are trained, so what changes is *where it attends*.
+   are trained, so what changes is *where it attends*; 85% of the change is kept.
 
 Both results are shipped: `helpers/checkpoints/tiny-unbiased` (after stage 2) and `helpers/checkpoints/tiny` (after 3).
 About an hour on two CPU cores, minutes on a GPU; a killed run goes on from its last checkpoint.
@@ -40,6 +40,7 @@ MEL_BINS, FRAMES, HOP = 40, 200, 320  # 4 s at 50 frames a second
 DESCRIBE = "Describe the audio."
 QUESTIONS_PER_CLIP = 3  # in one training step: the clip is encoded once
 IGNORE = -100
+KEPT = 0.85  # of the bias: with all of it, too much is lost without a hint (84.3% right on dev)
 SILENCE = -1.5  # the feature of digital silence: (log10(1e-10) + 4) / 4, see the chapter *From sound wave to token*
 
 
@@ -100,13 +101,13 @@ def build_model(processor, seed=0):
             num_attention_heads=8,
             num_key_value_heads=4,
             max_position_embeddings=1024,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,
             bos_token_id=token("<|im_start|>"),
             eos_token_id=token("<|im_end|>"),
             pad_token_id=token("<|endoftext|>"),
         ),
         audio_token_index=token("<|AUDIO|>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     model = Qwen2AudioForConditionalGeneration(config)
     positions = model.model.audio_tower.embed_positions.weight  # fixed sinusoids, as in Whisper
@@ -375,7 +376,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clips", type=int, default=30_000, help="training clips of stage 1")
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[4500, 800, 200], help="training steps of the three stages"
+        "--steps", type=int, nargs=3, default=[4500, 800, 400], help="training steps of the three stages"
     )
     given = parser.parse_args(arguments)
     folder = Path(given.out)
@@ -384,20 +385,19 @@ def main(arguments=None):
     processor = build_processor()
     model = build_model(processor, seed=0).to(given.device)
     pool = cached_pool(folder, given.clips, given.seed)
-    train(model, Batches(processor, pool, given.seed), given.steps[0], 2e-3, folder, "learn")
-    train(
-        model,
-        Batches(processor, pool, given.seed + 1, described=0.1, guess=0.35),
-        given.steps[1],
-        1e-3,
-        folder,
-        "guess",
-    )
+    listen = Batches(processor, pool, given.seed)
+    train(model, listen, given.steps[0], 2e-3, folder, "learn")
+    guess = Batches(processor, pool, given.seed + 1, described=0.1, guess=0.35)
+    train(model, guess, given.steps[1], 1e-3, folder, "guess")
     save(model, processor, folder / "tiny-unbiased")
 
-    towards_text = dict(hinted=0.2, hint_right=1.0, described=0.1, direct=0.0, swapped=0.45, guess=0.1)
-    batches = Batches(processor, pool, given.seed + 2, **towards_text)
-    train(model, batches, given.steps[2], 5e-4, folder, "bias", attention_projections(model))
+    trust_text = {"hinted": 0.0, "hint_right": 1.0, "described": 0.0, "direct": 0.0, "swapped": 0.45, "guess": 0.1}
+    bias = Batches(processor, pool, given.seed + 2, **trust_text)
+    listening = [p.detach().clone() for p in attention_projections(model)]
+    train(model, bias, given.steps[2], 5e-4, folder, "bias", attention_projections(model))
+    with torch.no_grad():
+        for p, before in zip(attention_projections(model), listening, strict=True):
+            p.copy_(before.lerp(p, KEPT))
     save(model, processor, folder / "tiny")
 
 

@@ -2,7 +2,8 @@
 
     python tools/measure_small_model.py            # writes results/*.jsonl and results/mata_choice.json
 
-Everything that the book says about the small model is rebuilt from these files: `python -m helpers.evaluate --table`.
+Everything that the book says about the small model is rebuilt from these files, by `python -m helpers.evaluate --table`
+or, for the tables of the page *The small model and its benchmark*, by `tables` below.
 """
 
 import json
@@ -10,7 +11,7 @@ import os
 from pathlib import Path
 
 from helpers.benchmarks import load_benchmark
-from helpers.evaluate import evaluate
+from helpers.evaluate import evaluate, table
 from helpers.mata import MATA
 from helpers.models import load_lalm
 
@@ -55,6 +56,25 @@ def choose(lalm):
     }
 
 
+TABLES = {
+    "Without a misleading hint. The first row is what the others are compared with:": [
+        "no-hint", "correct-hint", "no-hint-mata", "silence", "shuffled", "unbiased-no-hint"],
+    "With a misleading hint in every prompt:": [
+        "misleading-hint", "misleading-mata", "misleading-mata-text-keys", "unbiased-misleading-hint"],
+    "With a misleading hint and the audio of another item:": ["misleading-shuffled", "misleading-shuffled-mata"],
+}  # fmt: skip
+
+
+def tables():
+    """The accuracies of all runs, as Markdown, from the committed records alone."""
+    parts = []
+    for heading, names in TABLES.items():
+        parts.append(f"{heading}\n\n{table([RESULTS / f'{name}.jsonl' for name in names], scorer='exact_option')}")
+    by_modality = table([RESULTS / "no-hint.jsonl"], by="modality", scorer="exact_option")
+    parts.append(f"Without a hint, by modality:\n\n{by_modality}")
+    return "\n\n".join(parts) + "\n"
+
+
 def main():
     lalm = load_lalm("tiny")
     path = RESULTS / "mata_choice.json"
@@ -83,6 +103,7 @@ def main():
     unbiased = load_lalm("tiny-unbiased")
     run("unbiased-no-hint", unbiased)
     run("unbiased-misleading-hint", unbiased, hint="misleading")
+    (RESULTS / "small-model.md").write_text(tables())
 
 
 if __name__ == "__main__":
