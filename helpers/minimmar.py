@@ -556,11 +556,11 @@ def minimmar_items(split="test", root=None):
     sums = json.loads(known.read_text()) if known.exists() else {}
     rows = [row(kind, split, i) for kind in QUESTIONS for i in range(ITEMS_PER_QUESTION[split])]
     stale = [r for r in rows if _sha256(folder / r["audio_path"]) != sums.get(r["id"], "none yet")]
-    for r in tqdm(stale, desc=f"MiniMMAR, {split}: clips", disable=not stale, leave=False):
-        path = folder / r["audio_path"]
-        write_clip(path, render_item(r["kind"], split, r["index"]))
-        sums[r["id"]] = _sha256(path)
     if stale:
+        for r in tqdm(stale, desc=f"MiniMMAR, {split}: clips", leave=False):
+            path = folder / r["audio_path"]
+            write_clip(path, render_item(r["kind"], split, r["index"]))
+            sums[r["id"]] = _sha256(path)
         known.with_suffix(".part").write_text(json.dumps(sums))
         os.replace(known.with_suffix(".part"), known)
     for r in rows:
