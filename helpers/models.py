@@ -157,7 +157,7 @@ class LALM:
         return prompt if any(token in prompt for token in special) else chat(self, prompt, n_audio)
 
     def _process(self, texts: list[str], clips: list[np.ndarray]) -> BatchFeature:
-        # `audio=`: the older `audios=` is ignored by these processors, and the model would be deaf.
+        # `audio=`: these processors no longer know the older `audios=`.
         sound = {"audio": clips, "sampling_rate": self.sampling_rate} if clips else {}
         padding = {"padding": True, "padding_side": "left"}
         return self.processor(text=texts, text_kwargs=padding, return_tensors="pt", **sound)
@@ -182,7 +182,8 @@ class LALM:
                     f"{self.name} does not take clips of that length.",
                     stacklevel=3,
                 )
-        sounding = sum(np.ptp(clip) > 0 for own in clips for clip in own)  # silence is legal, as a control
+        longest = round(self.max_seconds * self.sampling_rate)
+        sounding = sum(np.ptp(clip[:longest]) > 0 for own in clips for clip in own)  # silence is legal, as a control
         if sounding:
             features = inputs["input_features"].flatten(start_dim=1)
             if not features.isfinite().all():
