@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 import torch
 import transformers
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.benchmarks import Item, load_benchmark
 from helpers.mata import MATA, RULES

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers import benchmarks, sounds
 from helpers.sounds import INSTRUMENTS, LASTING_SOUNDS, MEN, PHRASES, SHORT_SOUNDS, SOUNDS, WOMEN, WORDS

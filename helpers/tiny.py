@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
