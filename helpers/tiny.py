@@ -11,7 +11,7 @@ The model is a real `Qwen2AudioForConditionalGeneration` with a small configurat
    are trained, so what changes is *where it attends*; 85% of the change is kept.
 
 Both results are shipped: `helpers/checkpoints/tiny-unbiased` (after stage 2) and `helpers/checkpoints/tiny` (after 3).
-About an hour on two CPU cores, minutes on a GPU; a killed run goes on from its last checkpoint.
+About an hour on two CPU cores; a killed run goes on from its last checkpoint.
 """
 
 import argparse
