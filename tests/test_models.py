@@ -13,7 +13,7 @@ import soundfile
 import torch
 from random_models import CHUNK_SECONDS, DECODER, FAMILIES, N_MELS, random_lalm, save
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
