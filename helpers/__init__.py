@@ -1,1 +1,1 @@
-"""The code of the book: one concept a module, each first written in full in a chapter."""
+"""The code of the book, one concept a module."""
