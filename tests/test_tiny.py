@@ -183,10 +183,15 @@ def test_the_same_boost_on_text_wins_nothing():
 
 def test_strength_and_layers_were_chosen_on_dev():
     choice = json.loads((RESULTS / "mata_choice.json").read_text())
-    best = max(setting["misleading"] for setting in choice["grid"] if "no_hint" in setting)
-    assert choice["chosen"]["misleading"] <= best
+    chosen, allowed = choice["chosen"], choice["unsteered"]["no_hint"] - 0.01 * choice["n"]
+    assert chosen["no_hint"] >= allowed
+    for setting in choice["grid"]:  # what did better under hints was tried without one, and cost too much there
+        assert setting["misleading"] <= chosen["misleading"] or setting["no_hint"] < allowed
     steering = read_run(RESULTS / "misleading-mata.jsonl").settings["steering"]
-    assert (steering["alpha"], steering["layers"]) == (choice["chosen"]["alpha"], choice["chosen"]["layers"])
+    assert (steering["alpha"], steering["layers"]) == (chosen["alpha"], chosen["layers"])
+    quickstart = (RESULTS.parent / "notebooks" / "01-quickstart.ipynb").read_text("utf-8")
+    first, last = chosen["layers"][0], chosen["layers"][-1]
+    assert f'\\"alpha\\": {chosen["alpha"]}, \\"layers\\": range({first}, {last + 1})' in quickstart
 
 
 def test_the_record_can_be_made_again():
