@@ -247,6 +247,22 @@ def _whole_lines(path: Path) -> list[str]:
     return content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace").split("\n")[:-1]
 
 
+def committed(name: str) -> Path:
+    """Path of `results/<name>`, a run that the book cites: in the working folder or above it, or in a clone beside.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; the package does not carry the runs, the repository does.
+    """
+    here = Path.cwd()
+    places = [folder / "results" / name for folder in (here, *here.parents, here / "lalm-listening")]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"No results/{name} in {here} or above: work in a clone of the book's repository.")
+    return found
+
+
 def _open_run(path: Path, settings: dict, environment: dict) -> dict[str, dict]:
     """Records already in the file, which is begun if it is not there, and cut back to its last whole line if it is."""
     content = path.read_bytes() if path.exists() else b""

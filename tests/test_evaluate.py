@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from helpers.benchmarks import Item
-from helpers.evaluate import AUDIO, evaluate, main, read_run, table, weights_checksum
+from helpers.evaluate import AUDIO, committed, evaluate, main, read_run, table, weights_checksum
 from helpers.mata import MATA
 
 RATE = 16000
@@ -331,3 +331,16 @@ def test_a_real_model_steered(items, tmp_path, qwen2_audio):
     }
     with pytest.raises(ValueError, match="touched no layer"):
         evaluate(Parrot(), items, steering=MATA(qwen2_audio))
+
+
+def test_committed_runs_are_found_from_below_and_beside(tmp_path, monkeypatch):
+    clone = tmp_path / "lalm-listening"
+    run = clone / "results" / "run.json"
+    run.parent.mkdir(parents=True)
+    run.write_text("{}")
+    (clone / "notebooks").mkdir()
+    for folder in (clone, clone / "notebooks", tmp_path):
+        monkeypatch.chdir(folder)
+        assert committed("run.json") == run
+    with pytest.raises(FileNotFoundError, match="clone of the book's repository"):
+        committed("other.json")
