@@ -9,7 +9,7 @@ from string import ascii_uppercase
 
 from helpers.models import chat
 
-__all__ = ["STYLES", "chat", "multiple_choice"]
+__all__ = ["STYLES", "chat", "expected_replies", "multiple_choice"]
 
 
 def _mmar(question: str, choices: Sequence[str]) -> str:
@@ -53,6 +53,15 @@ STYLES: dict[str, Callable[[str, Sequence[str]], str]] = {
     "lmms-eval": _lmms_eval,
     "audiobench": _audiobench,
 }
+
+
+def expected_replies(choices: Sequence[str], style: str = "mmar") -> list[str]:
+    """For each option, the reply that does as the prompt says: its text, in tags or as a letter if so asked."""
+    if style == "r1-aqa":
+        return [f"<answer>{choice}</answer>" for choice in choices]
+    if style == "lmms-eval":
+        return list(ascii_uppercase[: len(choices)])
+    return list(choices)
 
 
 def multiple_choice(question: str, choices: Sequence[str], style: str = "mmar", hint: str | None = None) -> str:
