@@ -66,8 +66,7 @@ def test_test_holds_what_is_reported_and_little_else():
     expected |= {("multiply", keys, best["window"], best["alpha"]) for keys in ("text", "random")}
     expected |= {("multiply", "audio", window, best["alpha"]) for window in measure_mata.LAYERS}
     expected |= {("multiply", "audio", best["window"], alpha) for alpha in measure_mata.STRENGTHS["multiply"]}
-    # The choice among the additive settings before their grid was made wider.
-    assert set(right("test")) == expected | {("additive", "audio", "from 2", 1000)}
+    assert set(right("test")) == expected
 
 
 def test_it_is_of_the_shipped_checkpoint():
