@@ -5,14 +5,16 @@ it is a thousand times more than the question needs, and the fast kernels never 
 attention do all rows and computes the one row again: q_last · K^T, softmax, · V.
 """
 
+import inspect
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import partial
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -120,7 +122,7 @@ def transformers_model(model) -> torch.nn.Module:
     model = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     if not isinstance(model, torch.nn.Module):
         raise ValueError("expected a LALM (load_lalm) or a transformers model.")
-    return model
+    return getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
 
 
 def text_decoder(model) -> PreTrainedModel:
@@ -139,6 +141,7 @@ class LastRow:
     """Inside `with`, the attention row of each sequence's last real token, in the text decoder of one model.
 
     A subclass reads or changes the row. Blocks nest: an inner one sees the scores that the outer ones have changed.
+    A block stands for every call of its model, from whatever thread.
 
     Parameters
     ----------
@@ -149,14 +152,14 @@ class LastRow:
     Raises
     ------
     ValueError
-        If the model has no text decoder that goes through transformers' attention interface, or is called without
-        `input_ids`.
+        If the model has no text decoder that goes through transformers' attention interface, is called without
+        `input_ids`, or in a way that leaves no last row: packed sequences, candidate tokens of an assistant.
     """
 
     writes = False  # whether the changed row goes back into the model
 
     def __init__(self, model, layers: Iterable[int] | None = None):
-        model = transformers_model(model)
+        self.model = model = transformers_model(model)
         self.decoder = text_decoder(model)
         # The innermost module that still sees the token ids: calls to it and to the model around it are both caught.
         inner = getattr(model, "base_model", model)
@@ -164,8 +167,11 @@ class LastRow:
         layers = range(len(self.decoder.layers)) if layers is None else layers
         self.layer_of = {module: i for i in layers for module in self.decoder.layers[i].modules()}
 
-    def see_tokens(self, input_ids: torch.Tensor, past: int) -> None:
-        """Called once a forward pass: new token ids (B, Q) behind `past` cached ones."""
+    def see_tokens(self, input_ids: torch.Tensor, past: int, cache: Cache | None) -> None:
+        """Called once a forward pass: new token ids (B, Q) behind `past` ones in the cache."""
+
+    def see_cache(self, cache: Cache) -> None:
+        """Called at the end of a forward pass whose keys and values are in the cache."""
 
     def edit_scores(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """Return the raw scores q·k/√d (B, H, K), float32, changed or not."""
@@ -177,11 +183,17 @@ class LastRow:
     def __enter__(self):
         if self in _active:
             raise ValueError(f"this {type(self).__name__} block is already open; make a second one to nest.")
+        self._thread = threading.get_ident()
+        others = [block for block in tuple(_active) if block.decoder is self.decoder and block._thread != self._thread]
+        if self.writes and any(block.writes for block in others):
+            raise ValueError("another thread steers this model already: give each thread a model of its own.")
         self._base = self.decoder.config._attn_implementation.removeprefix(_PREFIX)
         _register(self._base)
         _dispatch(self.decoder.config, _PREFIX + self._base)
         _active.append(self)
-        self._tokens = None
+        self._pass = threading.local()  # what belongs to one forward pass: threads may call the model at once
+        if self.layer_of:
+            vars(self.model)[_CANDIDATES] = _refuse_candidates
         self._hooks = [
             self.host.register_forward_pre_hook(self._before, with_kwargs=True),
             self.host.register_forward_hook(self._after, always_call=True),
@@ -192,27 +204,37 @@ class LastRow:
         for hook in self._hooks:
             hook.remove()
         _active.remove(self)
+        open_blocks = tuple(_active)
         # Models built from one config object share it: the last block that uses it puts the implementation back.
-        if not any(block.decoder.config is self.decoder.config for block in _active):
+        if not any(block.decoder.config is self.decoder.config for block in open_blocks):
             _dispatch(self.decoder.config, self._base)
+        if not any(block.model is self.model and block.layer_of for block in open_blocks):
+            vars(self.model).pop(_CANDIDATES, None)
 
     def _before(self, module, args, kwargs):
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if args:  # by name, whatever their order in this model
+            kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        input_ids, mask, cache = map(kwargs.get, ("input_ids", "attention_mask", "past_key_values"))
         if input_ids is None:
             raise ValueError("the model was called without input_ids, which alone tell audio tokens from text.")
-        cache = kwargs.get("past_key_values")
+        if self.layer_of:
+            _check_call(self.decoder, mask, kwargs.get("position_ids"))
         past = int(cache.get_seq_length()) if cache is not None else 0
-        self._tokens = _Tokens(input_ids, kwargs.get("attention_mask"), past)
-        self._missed = set(self.layer_of.values())
-        self.see_tokens(input_ids, past)
+        self._pass.tokens = _Tokens(input_ids, mask, past)
+        self._pass.missed = set(self.layer_of.values())
+        self.see_tokens(input_ids, past, cache)
 
     def _after(self, module, args, output):
-        self._tokens = None
-        if output is not None and self._missed:  # None: the pass ended in an exception, which says more
+        self._pass.tokens = None
+        if output is None:  # the pass ended in an exception, which says more
+            return
+        if self._pass.missed:
             raise ValueError(
-                f"layers {sorted(self._missed)} of {type(self.decoder).__name__} do not go through transformers' "
-                "attention interface; leave them out."
+                f"layers {sorted(self._pass.missed)} of {type(self.decoder).__name__} do not go through "
+                "transformers' attention interface; leave them out."
             )
+        if getattr(output, "past_key_values", None) is not None:
+            self.see_cache(output.past_key_values)
 
 
 class _Reader(LastRow):
@@ -260,7 +282,8 @@ def align(mask: torch.Tensor, n_keys: int) -> torch.Tensor:
 
 
 _PREFIX = "last_row_"
-_active: list[LastRow] = []  # the open blocks, outermost first
+_CANDIDATES = "_get_candidate_generator"  # what `generate` calls before it lets an assistant guess
+_active: list[LastRow] = []  # the open blocks, outermost first; another thread may change it, so read a copy
 
 
 def _register(base: str) -> None:
@@ -280,16 +303,16 @@ def _dispatch(config, name: str) -> None:
 
 def _attention(base, module, query, key, value, attention_mask, **kwargs):
     """Attention as transformers calls it: query (B, H, Q, D), key and value (B, H_kv, K, D); returns (B, Q, H, D)."""
-    blocks = [block for block in _active if module in block.layer_of]
+    blocks = [block for block in tuple(_active) if module in block.layer_of]
     if not blocks:
         return _every_row(base, module, query, key, value, attention_mask, **kwargs)
 
-    layer, tokens = blocks[0].layer_of[module], blocks[0]._tokens
+    layer, tokens = blocks[0].layer_of[module], getattr(blocks[0]._pass, "tokens", None)
     _check(tokens, module, query, kwargs)
     batch, last = torch.arange(tokens.batch, device=query.device), tokens.last.to(query.device)
     scores = last_row_scores(query[batch, :, last], key, kwargs.get("scaling"))  # (B, H, K)
     for block in blocks:
-        block._missed.discard(layer)
+        block._pass.missed.discard(layer)
         scores = block.edit_scores(layer, scores)
     weights = _mask(scores, attention_mask, tokens, kwargs.get("sliding_window")).softmax(-1)
     for block in blocks:
@@ -301,6 +324,8 @@ def _attention(base, module, query, key, value, attention_mask, **kwargs):
     if tokens.n_new == 1:  # decoding with a cache: there is no other row
         return row[:, None], weights[:, :, None].to(query.dtype)
     output, all_weights = _every_row(base, module, query, key, value, attention_mask, **kwargs)
+    if output.requires_grad:
+        output = output.clone()  # the kernel keeps its own for the backward pass
     output[batch, last] = row
     if all_weights is not None:  # eager attention also returns its (B, H, Q, K) weights
         all_weights[batch, :, last] = weights.to(all_weights.dtype)
@@ -319,9 +344,26 @@ def _every_row(base, module, *args, **kwargs):
         _dispatch(module.config, _PREFIX + base)
 
 
+_PACKED = "packed sequences have no last row each; pass a padded batch with its attention_mask."
+
+
+def _refuse_candidates(*args, **kwargs):
+    raise ValueError("an assistant's candidates are several rows a call, not the last one; generate without it.")
+
+
+def _check_call(decoder, attention_mask, position_ids):
+    """Refuse, before a forward pass, what would go wrong in silence."""
+    if decoder.training and any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.layers):
+        raise ValueError("gradient checkpointing runs layers again when the call is over; call model.eval() first.")
+    if attention_mask is None and position_ids is not None and position_ids.ndim == 2:
+        if (position_ids.diff() < 0).any():  # they start again
+            raise ValueError(_PACKED)
+
+
 def _check(tokens, module, query, kwargs):
-    if kwargs.get("cache") is not None or kwargs.get("cu_seq_lens_q") is not None:
-        raise ValueError("packed sequences (continuous batching) have no last row each; pass a padded batch.")
+    """The same for a call of the attention."""
+    if kwargs.get("cache") is not None or kwargs.get("cu_seq_lens_q") is not None:  # the first: continuous batching
+        raise ValueError(_PACKED)
     if tokens is None or (tokens.batch, tokens.n_new) != (query.shape[0], query.shape[2]):
         raise ValueError(
             "the decoder's tokens are not those of input_ids: call the model that was passed, "
@@ -330,6 +372,8 @@ def _check(tokens, module, query, kwargs):
     extra = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if extra:
         raise ValueError(f"{type(module).__name__} adds {extra[0]} to its scores, which the last row can't reproduce.")
+    if kwargs.get("dropout"):
+        raise ValueError("the model is in training mode, with dropout in its attention; call model.eval() first.")
 
 
 def last_row_scores(query: torch.Tensor, key: torch.Tensor, scaling: float | None = None) -> torch.Tensor:

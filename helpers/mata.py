@@ -5,6 +5,7 @@ Wang et al., "MATA: A Training-Free Approach to Mitigate Cross-Modal Attention I
 become (1 + alpha) s before the softmax. Taught in the chapter "MATA from scratch".
 """
 
+import itertools
 import math
 import operator
 from collections import Counter
@@ -19,6 +20,9 @@ RULES = {
     "absolute": lambda scores, alpha: scores + alpha * scores.abs(),  # PAI, arXiv 2407.21771
     "additive": lambda scores, alpha: scores + math.log1p(alpha),  # weights times 1 + alpha, then renormalised
 }
+
+
+_entries = itertools.count()  # tells masks apart that several blocks leave at one cache
 
 
 class MATA(LastRow):
@@ -77,21 +81,26 @@ class MATA(LastRow):
 
     def __enter__(self):
         self.calls.clear()
-        self._steered = None
+        self._entry = next(_entries)
         return super().__enter__()
 
-    def see_tokens(self, input_ids, past):
+    def see_tokens(self, input_ids, past, cache):
         if past == 0:
-            self._steered = self._select(input_ids)  # (B, T)
+            self._pass.steered = self._select(input_ids)  # (B, T)
             self._check_prompt()
-        elif self._steered is None or self._steered.shape[1] < past:
+            return
+        before = getattr(cache, "_steered", {}).get(self._entry)  # (B, past or more)
+        if before is None or len(before) != len(input_ids) or before.shape[1] < past:
             raise ValueError("the key/value cache was filled outside this block, so its audio tokens are not known.")
-        else:
-            # Cached keys keep their mask. A token that comes alone is the reply's, never steered: so all beams of a
-            # prompt share one mask, and reordering them changes nothing.
-            alone = input_ids.shape[1] == 1
-            new = torch.zeros_like(input_ids, dtype=torch.bool) if alone else self._select(input_ids)
-            self._steered = torch.cat([self._steered[:, :past], new], dim=1)
+        # A token that comes alone is the reply's, never steered: so all beams of a prompt share one mask, and
+        # reordering them changes nothing.
+        alone = input_ids.shape[1] == 1
+        new = torch.zeros_like(input_ids, dtype=torch.bool) if alone else self._select(input_ids)
+        self._pass.steered = torch.cat([before[:, :past], new], dim=1)
+
+    def see_cache(self, cache):
+        # The mask goes with the cache: so conversations may take turns, and each copy of a cache goes on by itself.
+        cache._steered = getattr(cache, "_steered", {}) | {self._entry: self._pass.steered}
 
     def _select(self, input_ids):
         is_audio = input_ids == self.audio_token_id
@@ -106,14 +115,14 @@ class MATA(LastRow):
         return chosen.to(input_ids.device)
 
     def _check_prompt(self):
-        deaf = ~self._steered.any(1)
+        deaf = ~self._pass.steered.any(1)
         if deaf.any():
             what = "audio" if self.keys == "audio" else "such"
             raise ValueError(f"prompt {deaf.int().argmax().item()} of the batch has no {what} token to steer.")
 
     def edit_scores(self, layer, scores):
         self.calls[layer] += 1
-        steered = align(self._steered, scores.shape[-1]).to(scores.device)[:, None]  # (B, 1, K)
+        steered = align(self._pass.steered, scores.shape[-1]).to(scores.device)[:, None]  # (B, 1, K)
         return torch.where(steered, RULES[self.rule](scores, self.alpha), scores)
 
 
