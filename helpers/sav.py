@@ -1,7 +1,7 @@
 """SAV: the heads that tell the classes of a few examples apart best vote on a new one, each with the same weight.
 
-Sparse Attention Vectors (arXiv 2412.00142; ICCV 2025), the uniform vote that CALM improves on. Taught in Part III. n
-examples, K heads, D numbers a head, C classes.
+Sparse Attention Vectors (arXiv 2412.00142; ICCV 2025), the uniform vote that CALM improves on. Taught in Part III.
+n examples, K heads, D numbers a head, C classes.
 """
 
 import numpy as np
