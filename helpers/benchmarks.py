@@ -161,9 +161,13 @@ def checksum(items: Iterable[Item]) -> str:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark is on the hub, how its files are called, and which versions of it are known (by `checksum`)."""
+    """Where a benchmark is on the hub, how its files are called, and which versions of it are known (by `checksum`).
+
+    `style` names its authors' own prompt, see `helpers.prompts.STYLES`.
+    """
 
     parse: Callable[[Iterable[dict]], list[Item]]
+    style: str
     split: str
     metadata: tuple[str, ...]
     repository: str
@@ -174,6 +178,7 @@ class Benchmark:
 BENCHMARKS = {
     "mmau-test-mini": Benchmark(
         parse=parse_mmau,
+        style="mmau",
         split="test-mini",
         metadata=("mmau-test-mini.json",),
         repository="gamma-lab-umd/MMAU-test-mini",
@@ -184,6 +189,7 @@ BENCHMARKS = {
     ),
     "mmar": Benchmark(
         parse=parse_mmar,
+        style="mmar",
         split="test",
         metadata=("MMAR-meta.jsonl", "MMAR-meta.json"),
         repository="BoJack/MMAR",

@@ -1,17 +1,35 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from helpers import provenance, runs
 from helpers.benchmarks import Item
-from helpers.evaluate import AUDIO, committed, evaluate, main, read_run, table, weights_checksum
+from helpers.evaluate import (
+    AUDIO,
+    agreement,
+    committed,
+    evaluate,
+    even_sample,
+    flips,
+    main,
+    permuted,
+    read_run,
+    scorers_table,
+    table,
+    weights_checksum,
+)
 from helpers.mata import MATA
+from helpers.models import load_audio
+from helpers.runs import open_run, part_of
 
 RATE = 16000
 
@@ -68,6 +86,10 @@ def items(tmp_path):
     return make_items(tmp_path)
 
 
+def n_asked(lalm):
+    return sum(map(len, lalm.seen))
+
+
 def n_right(records):
     return sum(record["correct"] for record in records)
 
@@ -82,6 +104,7 @@ def test_records_in_the_order_of_the_items(items):
         "correct": True,
         "exact_option": True,
         "letter": None,
+        "chosen": 0,
         "n_choices": 2,
         "modality": "speech",
         "category": "",
@@ -156,7 +179,7 @@ def test_a_bad_clip_fails_its_own_item_only(items, tmp_path):
     make_items(tmp_path)
     lalm = Parrot()
     assert n_right(evaluate(lalm, items, out=tmp_path / "run.jsonl")) == 10
-    assert sum(map(len, lalm.seen)) == 2
+    assert n_asked(lalm) == 2
 
 
 def interrupt():
@@ -170,7 +193,7 @@ def test_an_interrupted_run_goes_on(items, tmp_path):
     assert len(read_run(out).records) == 6
     lalm = Parrot()
     assert evaluate(lalm, items, batch_size=3, out=out) == evaluate(Parrot(), items)
-    assert sum(map(len, lalm.seen)) == 4
+    assert n_asked(lalm) == 4
     assert len(out.read_text().splitlines()) == 1 + 10
 
 
@@ -331,6 +354,388 @@ def test_a_real_model_steered(items, tmp_path, qwen2_audio):
     }
     with pytest.raises(ValueError, match="touched no layer"):
         evaluate(Parrot(), items, steering=MATA(qwen2_audio))
+
+
+# ------------------------------------------------------------------------------------------- what must be survived
+def test_bad_sounds_fail_alone_and_odd_ones_are_heard(items, tmp_path):
+    clips = [Path(item.audio) for item in items]
+    clips[0].write_bytes(b"")
+    clips[1].write_bytes(clips[1].read_bytes()[:20])  # its header is cut off
+    soundfile.write(clips[2], np.zeros(0), RATE)
+    clips[3].write_text("not a sound")
+    soundfile.write(clips[4], np.full((9600, 8), 0.04), 96000, subtype="FLOAT")  # eight channels, 96 kHz
+    assert load_audio(clips[4], RATE).shape == (1600,)
+    out = tmp_path / "run.jsonl"
+    records = evaluate(Parrot(), items, out=out)
+    assert [record["id"] for record in records if "error" in record] == [f"item-{k}" for k in range(4)]
+    for clip, record in zip(clips[:4], records, strict=False):
+        assert str(clip) in record["error"] and "\n" not in record["error"]
+    assert all(record["correct"] for record in records[4:])
+    assert "4 not answered, 4 of them failed, the first is item-" in table([out])
+
+
+def test_a_clip_that_the_model_can_not_take_fails_alone(items):
+    class Picky(Parrot):
+        def prepare(self, prompts, audios):
+            if any(round(100 * float(np.abs(audio).max())) == 7 for audio in audios):
+                raise ValueError("Prompt 0 has 0.1 s of audio but 0 audio token(s).")
+            return super().prepare(prompts, audios)
+
+    records = evaluate(Picky(), items)
+    assert [record.get("error") for record in records if record["id"] == "item-7"] == [
+        "Prompt 0 has 0.1 s of audio but 0 audio token(s)."
+    ]
+    assert n_right(record for record in records if "error" not in record) == 9
+
+
+class Narrow(Parrot):
+    """Has memory for three items at once, and none for item 7."""
+
+    def generate(self, inputs, max_new_tokens):
+        self.seen.append(inputs)
+        if len(inputs) > 3 or any(self.reply(*one) == "7" for one in inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return [self.reply(*one) for one in inputs]
+
+
+def test_out_of_memory_halves_the_batch_down_to_one(items, tmp_path):
+    lalm, out = Narrow(), tmp_path / "run.jsonl"
+    records = evaluate(lalm, items, batch_size=8, out=out)
+    assert len(lalm.seen[0]) == 8  # at the first batch
+    assert [record["id"] for record in records if "error" in record] == ["item-7"]
+    assert "out of memory" in records[7]["error"]
+    assert "1 not answered, 1 of them failed" in table([out]) and "| all | run | 9 | 100.0% |" in table([out])
+    # With more memory, only that item is run.
+    again = Parrot()
+    assert n_right(evaluate(again, items, out=out)) == 10 and n_asked(again) == 1
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(items):
+    def fail():
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        evaluate(Parrot(stop_at_call=1, stop=fail), items)
+
+
+def test_two_processes_can_not_write_one_file(items, tmp_path):
+    out = tmp_path / "run.jsonl"
+    refused = []
+
+    def start_another():
+        with pytest.raises(ValueError, match=r"run\.jsonl is being written by another process") as error:
+            evaluate(Parrot(), items, out=out)
+        refused.append(error)
+
+    assert n_right(evaluate(Parrot(stop_at_call=2, stop=start_another), items, batch_size=3, out=out)) == 10
+    assert len(refused) == 1 and len(out.read_text().splitlines()) == 1 + 10
+    assert sorted(path.name for path in tmp_path.iterdir() if "jsonl" in path.name) == ["run.jsonl"]  # no lock left
+
+
+def run_script(script, *arguments):
+    """Run a script that can import this module in a process of its own."""
+    head = "import os, sys; from pathlib import Path; sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]\n"
+    head += "from test_evaluate import *\n"
+    command = [sys.executable, "-c", head + script, str(Path(__file__).parent), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+FULL_DISK = """
+import resource
+items = make_items(Path(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+evaluate(Parrot(), items, batch_size=3, out=sys.argv[3])
+"""
+
+
+def test_a_full_disk_loses_nothing(items, tmp_path):
+    """A limit on the size of files stops a write in the middle of a line, like a disk that is full."""
+    out, undisturbed = tmp_path / "run.jsonl", tmp_path / "undisturbed.jsonl"
+    stopped = run_script(FULL_DISK, tmp_path, out)
+    assert stopped.returncode == 1
+    assert "run.jsonl can't be written (File too large); what it holds is kept" in stopped.stderr.splitlines()[-1]
+    assert 0 < len(read_run(out).records) < 10 and out.read_bytes().endswith(b"\n")
+    evaluate(Parrot(), items, batch_size=3, out=out)
+    evaluate(Parrot(), items, batch_size=3, out=undisturbed)
+    assert out.read_text() == undisturbed.read_text()
+
+
+def test_a_full_disk_is_told_in_a_sentence(items, tmp_path, monkeypatch):
+    out = tmp_path / "run.jsonl"
+    evaluate(Parrot(), items[:3], out=tmp_path / "other.jsonl")
+
+    def no_space(_):
+        raise OSError(28, "No space left on device")
+
+    def fill():
+        monkeypatch.setattr(runs.os, "fsync", no_space)
+
+    with pytest.raises(OSError, match=r"run\.jsonl can't be written \(No space left on device\).*make room, and start"):
+        evaluate(Parrot(stop_at_call=2, stop=fill), items, batch_size=3, out=out)
+    monkeypatch.undo()
+    assert len(read_run(out).records) == 3 and out.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "What was answered is kept"),
+        (OSError("x can't be written"), 1, "OSError: x can't be"),
+    ],
+)
+def test_the_command_ends_with_one_line(monkeypatch, capsys, error, code, said):
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr("helpers.evaluate.load_sources", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", "x.jsonl"])
+    told = capsys.readouterr().err + str(stopped.value.code)
+    assert said in told and "\n\n" not in told and "Traceback" not in told
+    assert stopped.value.code == code or code == 1  # a text is printed and makes it 1
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+def settings_of(path):
+    return read_run(path).settings, read_run(path).environment
+
+
+def test_parts_of_any_number_of_workers_become_one(items, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "run.jsonl"
+    evaluate(Parrot(), items, out=whole)
+    settings, environment = settings_of(whole)
+    records = list(read_run(whole).records.values())
+    failed = [{"id": records[0]["id"], "error": "?"}]  # answered by another
+    for worker, own in {0: records[:2], 1: records[2:5], 2: records[4:6], 11: failed}.items():
+        with open_run(part_of(out, worker) if worker else out, settings, environment) as file:
+            file.append(own)
+    with open(part_of(out, 2), "ab") as file:
+        file.write(b'{"run": "cut of')
+    part_of(out, 3).write_bytes(b'{"settings": {"mod')  # killed at its first line
+    lalm = Parrot()
+    evaluate(lalm, items, out=out)
+    assert n_asked(lalm) == 10 - 6
+    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()[1:]]
+    assert sorted(ids) == sorted(item.id for item in items)  # nothing lost, nothing twice
+    assert read_run(out).records == read_run(whole).records
+    assert not list(tmp_path.glob("run.jsonl.*"))
+
+
+def test_a_part_of_another_run_is_refused(items, tmp_path):
+    out, silent = tmp_path / "run.jsonl", tmp_path / "silent.jsonl"
+    evaluate(Parrot(), items, out=silent, audio="silence")
+    silent.rename(part_of(out, 1))
+    with pytest.raises(ValueError, match=r"run\.jsonl\.worker1 holds a run with other settings .*audio 'silence'"):
+        evaluate(Parrot(), items, out=out)
+    assert len(read_run(part_of(out, 1)).records) == 10
+
+
+def launch(n_workers, *command):
+    """`accelerate launch` as on a machine with several GPUs; without one, the processes talk through gloo."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    launcher += ["--num_processes", n_workers, "--num_machines", 1, "--main_process_port", 0]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    return subprocess.run(
+        [*map(str, launcher), *map(str, command)], capture_output=True, text=True, env=environment, cwd=root
+    )
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    ask = ["--benchmark", "minimmar", "--limit", "13", "--batch-size", "3", "--alpha", "0.4", "--out"]
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    main([*ask, str(alone)])
+    done = launch(2, "-m", "helpers.evaluate", *ask, together)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("| all | together | 13 |") == 1  # one process tells
+    one, two = read_run(alone), read_run(together)
+    assert two.records == one.records and two.settings == one.settings
+    assert (one.environment["workers"], two.environment["workers"]) == (1, 2)
+    assert len(together.read_text().splitlines()) == 1 + 13 and not list(tmp_path.glob("together.jsonl.*"))
+
+
+KILLED_WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+from test_evaluate import Parrot, evaluate, make_items, read_run
+def kill():
+    while len(read_run(sys.argv[2]).records) < 6:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+lalm = Parrot(stop_at_call=2, stop=kill) if os.environ["RANK"] == "1" else Parrot()
+evaluate(lalm, make_items(Path(sys.argv[1], os.environ["RANK"])), batch_size=2, out=sys.argv[2])
+"""
+
+
+def test_one_of_two_workers_killed(tmp_path):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    script, out = tmp_path / "script.py", tmp_path / "run.jsonl"
+    script.write_text(KILLED_WORKER)
+    assert launch(2, script, tmp_path, out).returncode != 0
+    # Of five batches of two, worker 0 has done its three, worker 1 one of its two.
+    assert len(read_run(out).records) == 6 and len(read_run(part_of(out, 1)).records) == 2
+    lalm, items = Parrot(), make_items(tmp_path / "0")
+    assert evaluate(lalm, items, batch_size=2, out=out) == evaluate(Parrot(), items)
+    assert n_asked(lalm) == 2 and len(out.read_text().splitlines()) == 1 + 10
+    assert not list(tmp_path.glob("run.jsonl.*"))
+
+
+# --------------------------------------------------------------------------------------------- options in other orders
+ABC = Item("x", None, "?", ["a", "b", "c", "a"], "b", "sound")
+
+
+def test_rotation_and_shuffle():
+    assert permuted(ABC, None) is ABC
+    assert permuted(ABC, "rotate-1").choices == ["a", "a", "b", "c"]
+    assert permuted(ABC, "rotate-1").extra["order"] == [3, 0, 1, 2]
+    assert permuted(ABC, "rotate-4").choices == ABC.choices
+    places = {permuted(ABC, f"rotate-{k}").choices.index("b") for k in range(4)}
+    assert places == {0, 1, 2, 3}  # the answer stands at every place once
+    shuffled = permuted(ABC, "shuffle-3")
+    assert shuffled == permuted(ABC, "shuffle-3") and sorted(shuffled.choices) == sorted(ABC.choices)
+    assert len({tuple(permuted(ABC, f"shuffle-{seed}").choices) for seed in range(20)}) > 5
+    assert [ABC.choices[own] for own in shuffled.extra["order"]] == shuffled.choices
+    for wrong in ("rotate", "shuffle-x", "mirror-1", "rotate--1"):
+        with pytest.raises(ValueError, match="no permutation"):
+            permuted(ABC, wrong)
+
+
+class Letters(Parrot):
+    """Says the letter of the option that it hears, or always the same letter."""
+
+    def __init__(self, always=None):
+        super().__init__()
+        self.always = always
+
+    def reply(self, prompt, audio):
+        heard = str(round(100 * float(np.abs(audio).max())))
+        return self.always or next(line[0] for line in prompt.split("\n") if line[1:] == f". {heard}")
+
+
+def test_permuted_options_are_scored_and_kept_apart(items, tmp_path):
+    plain, turned = tmp_path / "plain.jsonl", tmp_path / "turned.jsonl"
+    for lalm in (Letters(), Letters("A")):
+        evaluate(lalm, items, style="lmms-eval", out=plain)
+        evaluate(lalm, items, style="lmms-eval", out=turned, permute="rotate-1")
+        letters = [[record["letter"] for record in read_run(path).records.values()] for path in (plain, turned)]
+        record = read_run(turned).records["item-3"]
+        assert record["order"] == [1, 0] and "order" not in read_run(plain).records["item-3"]
+        assert read_run(turned).settings["permute"] == "rotate-1"
+        if lalm.always:  # the gold stands first in every item
+            assert all(letters[0]) and not any(letters[1]) and record["chosen"] == 1
+            assert agreement([plain, turned]) == (0, 10)
+        else:
+            assert all(letters[0]) and all(letters[1]) and record["chosen"] == 0
+            assert agreement([plain, turned]) == (10, 10)
+        with pytest.raises(ValueError, match="permute 'rotate-1' instead of None"):
+            evaluate(lalm, items, style="lmms-eval", out=turned)
+        plain.unlink(), turned.unlink()
+
+
+def test_duplicate_options_are_one_choice(items, tmp_path):
+    twice = [Item("x", items[3].audio, "?", ["3", "9", "3"], "3", "sound")]
+    orders = [None, "rotate-1", "rotate-2"]
+    assert [evaluate(Parrot(), twice, permute=permute)[0]["chosen"] for permute in orders] == [0, 0, 0]
+
+
+def test_an_unreadable_reply_agrees_with_nothing(items, tmp_path):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    for path, permute in ((one, None), (other, "rotate-1")):
+        evaluate(Parrot(), items, audio="silence", out=path, permute=permute)  # says "0", an option of item 0 alone
+    assert agreement([one, other]) == (1, 10)
+
+
+# --------------------------------------------------------------------------------------------------- log-likelihoods
+@pytest.fixture
+def long_items(items):
+    for item in items:  # long enough for one audio token
+        noise = np.random.default_rng(0).normal(scale=0.1, size=RATE // 2)
+        soundfile.write(item.audio, noise, RATE)
+    return items[:3]
+
+
+def test_loglikelihoods_are_kept_in_the_items_own_order(long_items, qwen2_audio, tmp_path):
+    how = {"max_new_tokens": 2, "loglikelihood": True, "out": tmp_path / "run.jsonl"}
+    records = evaluate(qwen2_audio, long_items, batch_size=2, **how)
+    assert read_run(how["out"]).settings["loglikelihood"] is True
+    for record, item in zip(records, long_items, strict=True):
+        sums, lengths = record["loglikelihood"], record["n_tokens"]
+        assert lengths == [len(choice) + 1 for choice in item.choices]  # a byte a token, and the end
+        assert record["likeliest"] == (item.choices[int(np.argmax(sums))] == item.answer)
+        per_token = np.array(sums) / lengths
+        assert record["likeliest_per_token"] == (item.choices[int(np.argmax(per_token))] == item.answer)
+    how |= {"out": None, "permute": "rotate-1"}
+    turned = evaluate(qwen2_audio, long_items, **how)
+    assert [record["n_tokens"] for record in turned] == [record["n_tokens"] for record in records]
+    steered = evaluate(qwen2_audio, long_items, steering=MATA(qwen2_audio, alpha=0.5), loglikelihood=True)
+    assert all(a["loglikelihood"] != b["loglikelihood"] for a, b in zip(records, steered, strict=True))
+    assert "likeliest" in scorers_table(tmp_path / "run.jsonl")
+    assert "| all | run | 3 |" in table([tmp_path / "run.jsonl"], scorer="likeliest")
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+def test_scorers_table_by_hand(items, tmp_path):
+    out = tmp_path / "run.jsonl"
+    evaluate(Parrot(), items, audio="silence", out=out)
+    assert scorers_table(out).splitlines()[2:] == [
+        "| correct | 10 | 10.0% | 1.8% to 40.4% | 0 |",
+        "| exact_option | 10 | 10.0% | 1.8% to 40.4% | 9 |",
+        "| letter | 10 | 0.0% | 0.0% to 27.8% | 10 |",
+    ]
+    with pytest.raises(ValueError, match="no 'likeliest'"):
+        table([out], scorer="likeliest")
+
+
+def test_table_has_a_second_interval_where_items_share_a_source(items, tmp_path):
+    """Ten items of two videos, one all right, one all wrong: any share is as likely as the other."""
+    shared = [Item(**vars(item) | {"source": f"video {int(item.answer) % 2}"}) for item in items]
+    half = [Item(**vars(item) | {"answer": "9"}) if int(item.answer) % 2 else item for item in shared]
+    out = tmp_path / "run.jsonl"
+    evaluate(Parrot(), half, out=out)
+    lines = table([out], by="modality").splitlines()
+    assert "| 95% interval | by source | unread |" in lines[0]
+    assert "| all | run | 10 | 60.0% | 31.3% to 83.2% | 20.0% to 100.0% |" in lines[2]
+    assert "| – | 0 |" in lines[3]  # one source has no spread
+
+
+def test_flips_name_the_items(items, tmp_path, capsys):
+    misled, real = tmp_path / "misled.jsonl", tmp_path / "real.jsonl"
+    evaluate(Parrot(), items, out=misled, hint="misleading")
+    evaluate(Parrot(), items, out=real)
+    ids = sorted(item.id for item in items)
+    assert flips(misled, real) == (ids, []) and flips(real, misled).lost == ids
+    main(["--flips", str(misled), str(real)])
+    assert capsys.readouterr().out == f"won 10: {' '.join(ids)}\nlost 0: \n"
+
+
+def test_even_sample():
+    assert even_sample(list(range(10)), 3) == [0, 3, 6]
+    assert even_sample([1, 2], 5) == [1, 2]
+
+
+def test_a_run_says_what_it_was_made_with(items, tmp_path, monkeypatch):
+    evaluate(Parrot(), items, out=tmp_path / "run.jsonl")
+    settings, environment = settings_of(tmp_path / "run.jsonl")
+    assert settings["dtype"] == "float32" and settings["quantize"] is None and settings["revision"] is None
+    assert settings["decoding"] == {"do_sample": False, "num_beams": 1}
+    assert environment["packages"]["torch"] == torch.__version__ and environment["workers"] == 1
+    snapshot = "/cache/models--Qwen--Q/snapshots/0123abc/config.json"
+    hub = SimpleNamespace(try_to_load_from_cache=lambda name, file, revision: snapshot if revision is None else None)
+    monkeypatch.setattr(provenance, "huggingface_hub", hub)
+    assert provenance.model_commit("Qwen/Q", None) == "0123abc"
+    assert provenance.model_commit("Qwen/Q", "v2") == "v2"
+
+
+def test_the_decoding_that_a_model_asks_for_is_told(qwen2_audio):
+    assert provenance.decoding(qwen2_audio.model)["do_sample"] is False
+    config = qwen2_audio.model.generation_config
+    qwen2_audio.model.generation_config = type(config)(**config.to_diff_dict() | {"repetition_penalty": 1.1})
+    try:
+        assert provenance.decoding(qwen2_audio.model)["repetition_penalty"] == 1.1
+    finally:
+        qwen2_audio.model.generation_config = config
 
 
 def test_committed_runs_are_found_from_below_and_beside(tmp_path, monkeypatch):
