@@ -204,7 +204,7 @@ def _shared(out: str | Path | None, settings: dict, lalm: LALM) -> Iterator[tupl
     if out is None:
         yield RunFile(None, settings, {}, {}), 0, 1
         return
-    state = _together()
+    state = together()
     worker, n_workers = (state.process_index, state.num_processes) if state else (0, 1)
     wait_for_all = state.wait_for_everyone if state else lambda: None
     surroundings = environment(lalm) | {"workers": n_workers}
@@ -227,7 +227,7 @@ def _shared(out: str | Path | None, settings: dict, lalm: LALM) -> Iterator[tupl
         part.records |= read_run(out).records
 
 
-def _together() -> PartialState | None:
+def together() -> PartialState | None:
     """The processes that `accelerate launch` started, this one among them; None for a process that is alone."""
     if "LOCAL_RANK" not in os.environ:
         return None
@@ -432,7 +432,7 @@ def _main(given: argparse.Namespace) -> None:
             print(f"{name} {len(ids)}: {' '.join(ids)}")
     elif not given.table:
         _run(given)
-    if given.out and (state := _together()) and not state.is_main_process:
+    if given.out and (state := together()) and not state.is_main_process:
         return
     runs = given.table or ([given.out] if given.out else [])
     if given.scorer == "all":
@@ -465,7 +465,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def load_sources(given: argparse.Namespace) -> tuple[LALM, list[Item]]:
     """The model and the items that the arguments of `add_sources` name."""
-    state = _together()
+    state = together()
     # Of the processes on a machine one downloads, the others find it done.
     with state.local_main_process_first() if state else nullcontext():
         items = load_benchmark(given.benchmark, root=given.root, split=given.split, accept=given.accept)
