@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binom
 
 from helpers import minimmar, tiny
+from helpers.evaluate import read_run
 from helpers.statistics import accuracy_interval, random_guess
 from tools import build
 
@@ -139,6 +140,21 @@ def test_data_card_fits_the_benchmark():
         assert not example or example in {question.text for question in own}
     page = " ".join((BOOK / "data-and-model.md").read_text("utf-8").split())
     assert f"dev split has {len(minimmar.QUESTIONS) * minimmar.ITEMS_PER_QUESTION['dev']} items" in page
+
+
+def test_model_card_names_the_kinds_that_were_never_learned():
+    records = read_run(build.ROOT / "results" / "no-hint.jsonl").records.values()
+    page = " ".join((BOOK / "data-and-model.md").read_text("utf-8").split())
+    unlearned = []
+    for kind, question in minimmar.QUESTIONS.items():
+        right = [
+            r["exact_option"] is True for r in records if r["id"].rpartition("-")[0] == "test-" + kind.replace(" ", "-")
+        ]
+        if accuracy_interval(right).low < 1 / question.options:
+            unlearned.append(kind)
+            guessing = round(len(right) / question.options)
+            assert f"({sum(right)} of {len(right)}" in page and f"guessing gives {guessing})" in page
+    assert unlearned == ["tempo", "speakers"]
 
 
 def test_model_card_fits_the_model():
