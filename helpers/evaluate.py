@@ -218,6 +218,8 @@ def _shared(out: str | Path | None, settings: dict, lalm: LALM) -> Iterator[tupl
         wait_for_all()
     else:
         wait_for_all()
+        if not Path(out).exists():
+            raise ValueError(f"Process {worker} does not see {out}: put it where all machines can write.")
         known = read_run(out).records
         with open_run(part_of(out, worker), settings, surroundings) as part:
             part.records |= known

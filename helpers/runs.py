@@ -273,6 +273,10 @@ def table(paths: Sequence[str | Path], by: str | None = None, scorer: str = "cor
 def _answered_by_all(runs: dict[str, Run], scorer: str) -> list[str]:
     answered = [{id for id, record in run.records.items() if is_answered(record)} for run in runs.values()]
     shared = sorted(set.intersection(*answered))
+    for (path, run), ids in zip(runs.items(), answered, strict=True):
+        if not ids:
+            errors = [record["error"] for record in run.records.values()]
+            raise ValueError(f"{path} has no answered item{f'; the first error: {errors[0]}' if errors else '.'}")
     if not shared:
         raise ValueError(f"{', '.join(runs)} have no answered item in common, so they can't be compared.")
     for path, run in runs.items():

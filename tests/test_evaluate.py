@@ -186,6 +186,12 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+def assert_same(one, other):
+    """Line by line, but for the environment, which may tell another commit."""
+    assert one.read_text().splitlines()[1:] == other.read_text().splitlines()[1:]
+    assert read_run(one).settings == read_run(other).settings
+
+
 def test_an_interrupted_run_goes_on(items, tmp_path):
     out = tmp_path / "runs" / "run.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -213,7 +219,7 @@ evaluate(Parrot(stop_at_call=3, stop=kill), make_items(Path(sys.argv[2])), batch
     assert len(read_run(out).records) == 6
     evaluate(Parrot(), items, batch_size=3, out=out)
     evaluate(Parrot(), items, batch_size=3, out=undisturbed)
-    assert out.read_text() == undisturbed.read_text()
+    assert_same(out, undisturbed)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 600])
@@ -310,6 +316,18 @@ def test_table_has_one_denominator(items, tmp_path):
     text = table([whole, part])
     assert "| all | whole | 6 |" in text and "| all | part | 6 |" in text
     assert "part: 4 not answered, 0 of them failed" in text
+
+
+def test_table_of_nothing(items, tmp_path):
+    first, second, failed = (tmp_path / f"{name}.jsonl" for name in ("first", "second", "failed"))
+    evaluate(Parrot(), items[:5], out=first)
+    evaluate(Parrot(), items[5:], out=second)
+    with pytest.raises(ValueError, match="no answered item in common"):
+        table([first, second])
+    Path(items[0].audio).unlink()
+    evaluate(Parrot(), items[:1], out=failed)
+    with pytest.raises(ValueError, match=r"failed\.jsonl has no answered item; the first error: There is no"):
+        table([first, failed])
 
 
 def test_table_from_the_command_line(items, tmp_path, capsys):
@@ -457,7 +475,7 @@ def test_a_full_disk_loses_nothing(items, tmp_path):
     assert 0 < len(read_run(out).records) < 10 and out.read_bytes().endswith(b"\n")
     evaluate(Parrot(), items, batch_size=3, out=out)
     evaluate(Parrot(), items, batch_size=3, out=undisturbed)
-    assert out.read_text() == undisturbed.read_text()
+    assert_same(out, undisturbed)
 
 
 def test_a_full_disk_is_told_in_a_sentence(items, tmp_path, monkeypatch):
@@ -553,6 +571,13 @@ def test_two_processes_give_what_one_gives(tmp_path):
     assert two.records == one.records and two.settings == one.settings
     assert (one.environment["workers"], two.environment["workers"]) == (1, 2)
     assert len(together.read_text().splitlines()) == 1 + 13 and not list(tmp_path.glob("together.jsonl.*"))
+
+
+def test_workers_without_a_common_folder_are_told(items, tmp_path, monkeypatch):
+    second = SimpleNamespace(process_index=1, num_processes=2, wait_for_everyone=lambda: None)
+    monkeypatch.setattr("helpers.evaluate.together", lambda: second)
+    with pytest.raises(ValueError, match="Process 1 does not see .*run.jsonl"):
+        evaluate(Parrot(), items, out=tmp_path / "run.jsonl")
 
 
 KILLED_WORKER = """
