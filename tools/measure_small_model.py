@@ -58,7 +58,7 @@ def choose(lalm):
 
 TABLES = {
     "Without a misleading hint. The first row is what the others are compared with:": [
-        "no-hint", "correct-hint", "no-hint-mata", "silence", "shuffled", "unbiased-no-hint"],
+        "no-hint", "correct-hint", "no-hint-mata", "none", "silence", "noise", "shuffled", "unbiased-no-hint"],
     "With a misleading hint in every prompt:": [
         "misleading-hint", "misleading-mata", "misleading-mata-text-keys", "unbiased-misleading-hint"],
     "With a misleading hint and the audio of another item:": ["misleading-shuffled", "misleading-shuffled-mata"],
