@@ -191,7 +191,8 @@ def sourced():
         known |= {entry["published"], entry["ours"], *(entry["interval"] or [])}
     counted = BOOK / "data" / "benchmark-statistics.json"
     for counts in json.loads(counted.read_text("utf-8")).values() if counted.exists() else ():
-        shares = [100 * right["all"] / counts["n"] for right in counts["blind"].values()]
+        guessed = sum(n / int(options) for options, n in counts["options"]["all"].items())
+        shares = [100 * right / counts["n"] for right in (guessed, *(rule["all"] for rule in counts["blind"].values()))]
         for case in counts["scoring"].values():
             replies = case["replies"]
             shares += [100 * scored["right"] / replies for name, scored in case.items() if name != "replies"]
