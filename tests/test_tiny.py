@@ -150,7 +150,7 @@ def test_it_hears():
         assert accuracy("no-hint", modality) >= 0.75, modality
 
 
-@pytest.mark.parametrize("deaf", ["silence", "shuffled"])
+@pytest.mark.parametrize("deaf", ["silence", "shuffled", "none"])
 def test_without_its_own_audio_it_guesses(deaf):
     low, high = chance_interval([r["n_choices"] for r in records(deaf).values()])
     assert low <= accuracy(deaf) <= high
