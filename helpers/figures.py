@@ -195,7 +195,8 @@ def accuracy_bars(
     errors = 100 * np.array([accuracy - low, high - accuracy])
     ax.errorbar(100 * accuracy, rows, xerr=errors, fmt="none", ecolor=INK, capsize=4)
     for row, value, end in zip(rows, accuracy, high, strict=True):
-        ax.annotate(f"{100 * value:.1f}", (100 * end, row), (4, 0), textcoords="offset points", va="center")
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # or the line of chance would cross the number
+        ax.annotate(f"{100 * value:.1f}", (100 * end, row), (4, 0), textcoords="offset points", va="center", bbox=paper)
     if chance is not None:
         ax.axvline(100 * chance, color=INK, linestyle=":", label=f"chance {100 * chance:.0f}%")
         _legend_above(ax)
