@@ -406,7 +406,10 @@ def test_rows_before_the_last_are_bit_identical(model, family):
         plain = model(**inputs).logits
         with MATA(model, alpha=0.5, layers=range(4)):
             steered = model(**inputs).logits
-    assert torch.equal(steered[:, :-1], plain[:, :-1])
+    if family == "qwen3_omni":  # an expert multiplies its tokens together: one more or less moves the rounding
+        torch.testing.assert_close(steered[:, :-1], plain[:, :-1], atol=1e-5, rtol=0)
+    else:
+        assert torch.equal(steered[:, :-1], plain[:, :-1])
     assert (steered[:, -1] != plain[:, -1]).any(-1).all()
 
 
