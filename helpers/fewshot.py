@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from helpers import benchmarks, minimmar, sounds
 from helpers.benchmarks import Item
+from helpers.heads import stream_head_vectors
 from helpers.minimmar import clip, in_a_row, pick, write_clip
+from helpers.provenance import weights_checksum
 from helpers.sounds import SAMPLING_RATE, decay, fade, harmonics, mix, noise, normalise, repeat_until, seconds, sine
 
-SPLITS = {"train": 0, "test": 1}  # in the seed of every clip
-SIZE = {"sounds": {"train": 40, "test": 20}, "spoofing": {"train": 40, "test": 100}}  # clips a class
+SPLITS = {"train": 0, "test": 2}  # in the seed of every clip; 1 was looked at while the tasks were made hard enough
+SIZE = {"sounds": {"train": 60, "test": 20}, "spoofing": {"train": 60, "test": 100}}  # clips a class
 
 
 # ---------------------------------------------------------------------------------------------------------- new sounds
@@ -290,16 +292,18 @@ def render_speech(split, kind, index):
 
 
 # ------------------------------------------------------------------------------------------------------------ the tasks
-def fewshot_items(task, split="train", root=None):
-    """The items of a task, class by class; clips are made on first use (about half a minute) and kept in `root`.
+def fewshot_items(task, split="train", root=None, per_class=None):
+    """The items of a task, class by class; clips are made on first use (about 40 a second) and kept in `root`.
 
     Parameters
     ----------
     task : {"sounds", "spoofing"}
     split : {"train", "test"}
-        Draw examples from "train", 40 clips a class; "test" has 20 a class (sounds) or 100 (spoofing).
+        Draw examples from "train", 60 clips a class; "test" has 20 a class (sounds) or 100 (spoofing).
     root : path, optional
         By default the cache folder.
+    per_class : int, optional
+        Only so many clips of each class, the first ones; by default all.
 
     Returns
     -------
@@ -308,6 +312,10 @@ def fewshot_items(task, split="train", root=None):
     """
     if task not in SIZE or split not in SPLITS:
         raise ValueError(f"There is no {split!r} of {task!r}; tasks are {list(SIZE)}, splits {list(SPLITS)}.")
+    size = SIZE[task][split]
+    per_class = size if per_class is None else per_class
+    if not 1 <= per_class <= size:
+        raise ValueError(f"{task!r} has {size} clips a class in {split!r}, so per_class can't be {per_class}.")
     classes, question, render = {
         "sounds": (list(NEW_SOUNDS), "What sound is this?", render_sound),
         "spoofing": (list(KINDS), "Is this audio bona fide or spoof?", render_speech),
@@ -316,7 +324,7 @@ def fewshot_items(task, split="train", root=None):
     folder.mkdir(parents=True, exist_ok=True)
     items = []
     for name in classes:
-        for index in range(SIZE[task][split]):
+        for index in range(per_class):
             key = f"{task}-{split}-{name.replace(' ', '-')}-{index:03d}"
             extra = draw_utterance(split, index) if task == "spoofing" else {}
             items.append(
@@ -337,6 +345,32 @@ def fewshot_items(task, split="train", root=None):
         for item in tqdm(missing, desc=f"{task}, {split}: clips", leave=False):
             write_clip(Path(item.audio), render(split, item.answer, item.extra["index"]))
     return items
+
+
+def fewshot_vectors(lalm, items, name, prompt=None, batch_size=32):
+    """Head vectors of items, computed once a model and kept in the cache folder.
+
+    Parameters
+    ----------
+    lalm : LALM
+    items : list of Item
+    name : str
+        What this set is called on disk; sets with another prompt, or made under steering, need a name of their own.
+    prompt : function of an Item, optional
+        What the model is asked; by default the item's question, without the options: of three prompts that did best by
+        cross-validation on training clips.
+
+    Returns
+    -------
+    X : memory-mapped ndarray of float32, (n, layers, heads, head_dim)
+    y : ndarray of str, (n,)
+    """
+    folder = Path(benchmarks.CACHE) / f"fewshot-{_edition()}" / f"heads-{weights_checksum(lalm.model)[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    ask = prompt or (lambda item: item.question)
+    examples = [(item.id, ask(item), item.audio) for item in items]
+    X = stream_head_vectors(lalm, examples, folder / f"{name}-{len(items)}.npy", batch_size)
+    return X, np.array([item.answer for item in items])
 
 
 def draw_shots(y, k, seed):

@@ -68,6 +68,39 @@ def head_vectors(model, inputs: Mapping) -> torch.Tensor:
     return vectors.unflatten(-1, (text_decoder(model).config.num_attention_heads, -1))
 
 
+def pooled_audio_tokens(lalm: LALM, inputs: Mapping) -> torch.Tensor:
+    """Average each prompt's audio tokens as the decoder gets them: the sound as the audio encoder alone describes it.
+
+    What a linear probe or nearest neighbours on the encoder see, the rivals of every method that reads the decoder.
+
+    Returns
+    -------
+    Tensor of float32, shape (batch, hidden), on the CPU
+
+    Raises
+    ------
+    ValueError
+        If a prompt has no audio token.
+    """
+    is_audio = inputs["input_ids"] == lalm.audio_token_id  # (B, S)
+    if not is_audio.any(1).all():
+        raise ValueError("a prompt has no audio token to average: each needs a clip.")
+    kept = []
+
+    def keep(layer, args, kwargs):
+        kept.append(args[0] if args else kwargs["hidden_states"])  # (B, S, hidden)
+        raise _Enough
+
+    hook = text_decoder(lalm).layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with torch.no_grad(), suppress(_Enough):
+            transformers_model(lalm)(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    weight = is_audio.to(kept[0].device).float()
+    return (torch.einsum("bsd,bs->bd", kept[0].float(), weight) / weight.sum(1, keepdim=True)).cpu()
+
+
 def stream_head_vectors(
     lalm: LALM, examples: Iterable[tuple], out: str | os.PathLike, batch_size: int = 8
 ) -> np.ndarray:

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import fewshot, sounds
+from helpers import benchmarks, fewshot, sounds
 from helpers.benchmarks import anomalies
 from helpers.fewshot import (
     KINDS,
@@ -19,10 +19,13 @@ from helpers.fewshot import (
     draw_shots,
     draw_utterance,
     fewshot_items,
+    fewshot_vectors,
     render_sound,
     render_speech,
 )
+from helpers.heads import head_vectors
 from helpers.minimmar import QUESTIONS
+from helpers.models import load_audio, load_lalm
 
 RATE = sounds.SAMPLING_RATE
 
@@ -75,6 +78,31 @@ def test_clips_are_made_once(few, tmp_path):
     fewshot_items("sounds", "test", root=tmp_path)
     assert np.array_equal(soundfile.read(first)[0], made[first])
     assert not soundfile.read(second)[0].any()
+
+
+def test_some_of_each_class(few, tmp_path):
+    items, every = (fewshot_items("sounds", "train", root=tmp_path, per_class=n) for n in (2, None))
+    assert set(Counter(item.answer for item in items).values()) == {2}
+    assert [item for item in every if item.extra["index"] < 2] == items
+    for n in (0, 4):
+        with pytest.raises(ValueError, match=f"3 clips a class in 'train', so per_class can't be {n}"):
+            fewshot_items("sounds", "train", root=tmp_path, per_class=n)
+
+
+def test_vectors_are_computed_once(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "CACHE", tmp_path)
+    lalm, items = load_lalm("tiny"), fewshot_items("sounds", "test")[:3]
+    X, y = fewshot_vectors(lalm, items, "some", batch_size=2)
+    assert y.tolist() == [item.answer for item in items]
+    own = lalm.prepare([items[2].question], [load_audio(items[2].audio, lalm.sampling_rate)])
+    assert np.allclose(X[2], head_vectors(lalm, own)[0], atol=1e-4)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert np.array_equal(fewshot_vectors(lalm, items, "some", batch_size=2)[0], X)
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} and len(made) == 1
+    asked, _ = fewshot_vectors(lalm, items, "asked", prompt=lambda item: "What?")
+    assert not np.allclose(asked, X, atol=1e-2)
+    with pytest.raises(ValueError, match="made with another model, prompt"):
+        fewshot_vectors(lalm, items, "some", prompt=lambda item: "What?")
 
 
 def test_refuses_what_there_is_not(tmp_path):

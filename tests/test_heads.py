@@ -11,8 +11,9 @@ import torch
 
 from helpers import heads
 from helpers.attention import last_row_attention
-from helpers.heads import head_vectors, stream_head_vectors
+from helpers.heads import head_vectors, pooled_audio_tokens, stream_head_vectors
 from helpers.mata import MATA
+from helpers.models import load_lalm
 
 PROMPTS = [[5, -64, 3], [2, -40, 2, -64, 6], [1, -48, 1]]  # different spans, several clips, different lengths
 
@@ -120,6 +121,33 @@ def test_the_steered_vector_by_hand():
     )  # (S, H, D): two query heads share a value head
     torch.testing.assert_close(vectors[0, 1], torch.einsum("hs,shd->hd", rows[0, 1], v), atol=1e-5, rtol=0)
     assert steering.calls[1] == 2
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_pooled_audio_tokens_by_hand(padding):
+    lalm = load_lalm("tiny")
+    audios = [np.sin(np.arange(seconds * 16_000) / 9).astype("float32") for seconds in (1, 2)]
+    inputs = lalm.prepare(["What?", "And what is this here?"], audios)
+    if padding == "right":
+        shift = (inputs["attention_mask"] == 0).sum(1).tolist()
+        inputs = dict(inputs) | {
+            name: torch.stack([row.roll(-n) for row, n in zip(inputs[name], shift, strict=True)])
+            for name in ("input_ids", "attention_mask")
+        }
+    pooled = pooled_audio_tokens(lalm, inputs)
+    embeddings = {}
+    hook = lalm.decoder.register_forward_pre_hook(lambda m, args, kwargs: embeddings.update(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        lalm.model(**inputs)
+    hook.remove()
+    for item in range(2):
+        is_audio = inputs["input_ids"][item] == lalm.audio_token_id
+        assert is_audio.sum() == 12.5 * (item + 1) // 1
+        expected = embeddings["inputs_embeds"][item, is_audio].mean(0)
+        torch.testing.assert_close(pooled[item], expected, atol=1e-5, rtol=0)
+    assert not any(module._forward_pre_hooks for module in lalm.model.modules())
+    with pytest.raises(ValueError, match="a prompt has no audio token"):
+        pooled_audio_tokens(lalm, lalm.prepare(["What?"], [None]))
 
 
 def test_half_precision_and_text_alone():
