@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 import ipywidgets
@@ -35,6 +35,15 @@ ROLE_COLORS = dict(audio="#0f3fc6", instruction="#e6b315", system="#282828", hin
 ROLE_HATCHES = dict(audio="//", instruction="\\\\", system="", hint="xx", output="||")
 ROLE_DASHES = dict(audio="-", instruction="--", system="-.", hint=":", output=(0, (6, 1, 1, 1, 1, 1)))
 ROLE_MARKERS = dict(audio="o", instruction="D", system="s", hint="X", output="^")
+# What is no role, say a method: colour, dash and marker in the order in which names come.
+OTHER_STYLES = (
+    ("#222222", "-", "o"),
+    ("#8c510a", "--", "s"),
+    ("#8fa8c4", "-.", "D"),
+    ("#01665e", (0, (6, 1, 1, 1, 1, 1)), "^"),
+    ("#b48ac8", ":", "X"),
+    ("#777777", (0, (1, 1)), "v"),
+)
 WON, LOST, NEUTRAL, INK = "#56b4e9", "#d55e00", "#8fa8c4", "#222222"
 PLAYER_RATE = 16_000  # Hz: what the models hear, and the rate of every embedded clip
 
@@ -168,18 +177,43 @@ def layer_curves(
     curves: Mapping[str, ArrayLike], ax: Axes | None = None, *, ylabel: str, intervals: Mapping | None = None
 ) -> Axes:
     """Plot one curve (layers,) a name; a role's name gives its colour. ``intervals``: (low, high) by name, if known."""
-    ax = _axes(ax)
+    ax, styles = _axes(ax), _curve_styles(curves)
     for name, values in curves.items():
         values = _finite(values, name, 1)
-        style = {"color": ROLE_COLORS[name], "linestyle": ROLE_DASHES[name]} if name in ROLE_COLORS else {}
-        (line,) = ax.plot(values, label=name, marker=ROLE_MARKERS.get(name, "o"), markersize=5, **style)
+        ax.plot(values, label=name, markersize=5, **styles[name])
         if intervals and name in intervals:
             low, high = (_finite(bound, f"interval of {name}", 1) for bound in intervals[name])
-            ax.fill_between(range(len(values)), low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+            ax.fill_between(range(len(values)), low, high, color=styles[name]["color"], alpha=0.25, linewidth=0)
     ax.set(xlabel="decoder layer", ylabel=ylabel)
     ax.xaxis.get_major_locator().set_params(integer=True)
     _legend_above(ax)
     return ax
+
+
+def accuracy_curves(
+    curves: Mapping[str, Mapping], ax: Axes | None = None, *, xlabel: str, chance: float | None = None
+) -> Axes:
+    """Plot accuracies (0 to 1) over a count, drawn by ratio: name -> {count: (accuracy, low, high)}, a 95% interval."""
+    ax, styles = _axes(ax), _curve_styles(curves)
+    for name, points in curves.items():
+        accuracy, low, high = 100 * _finite(list(points.values()), name, 2).T
+        ax.plot(list(points), accuracy, label=name, markersize=5, **styles[name])
+        ax.fill_between(list(points), low, high, color=styles[name]["color"], alpha=0.2, linewidth=0)
+    if chance is not None:
+        ax.axhline(100 * chance, color=INK, linewidth=1, linestyle=(0, (2, 3)), label=f"chance {100 * chance:.0f}%")
+    counts = sorted({count for points in curves.values() for count in points})
+    ax.set(xscale="log", xlabel=xlabel, ylabel="accuracy (%)")
+    ax.set_xticks(counts, labels=[f"{count:g}" for count in counts])
+    ax.minorticks_off()
+    _legend_above(ax)
+    return ax
+
+
+def _curve_styles(names: Iterable[str]) -> dict[str, dict]:
+    others = itertools.cycle(OTHER_STYLES)
+    roles = {name: (ROLE_COLORS[name], ROLE_DASHES[name], ROLE_MARKERS[name]) for name in ROLE_COLORS}
+    chosen = {name: roles[name] if name in roles else next(others) for name in names}
+    return {name: dict(zip(("color", "linestyle", "marker"), style, strict=True)) for name, style in chosen.items()}
 
 
 def accuracy_bars(
@@ -440,4 +474,5 @@ def _row_axes(ax: Axes | None, labels: Sequence[str], n: np.ndarray) -> Axes:
 
 def _legend_above(ax: Axes) -> None:
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
-    ax.legend(ncols=5, handlelength=1.5, handletextpad=0.4, columnspacing=0.9, **place)
+    letters = sum(len(text) + 5 for text in ax.get_legend_handles_labels()[1])  # with the line before each
+    ax.legend(ncols=5 if letters < 65 else 2, handlelength=1.5, handletextpad=0.4, columnspacing=0.9, **place)

@@ -116,6 +116,11 @@ PLOTS = {
         "decoder layer",
         "share of attention",
     ),
+    "shots": (
+        lambda ax: figures.accuracy_curves({"CALM": {1: (0.4, 0.3, 0.5)}}, ax, xlabel="shots"),
+        "shots",
+        "accuracy (%)",
+    ),
     "accuracy": (
         lambda ax: figures.accuracy_bars(["hint"], [0.5], [(0.4, 0.6)], [1000], ax),
         "accuracy (%), 95% interval",
@@ -175,8 +180,20 @@ def test_layer_curves_give_roles_their_colour_and_intervals_a_band():
     intervals = {"audio": ([0.0, 0.1], [0.2, 0.3])}
     ax = figures.layer_curves({"audio": [0.1, 0.2], "alpha 0.1": [0, 1]}, ylabel="share", intervals=intervals)
     assert ax.lines[0].get_color() == figures.ROLE_COLORS["audio"]
+    assert ax.lines[1].get_color() not in figures.ROLE_COLORS.values()
     (band,) = ax.collections
     assert band.get_paths()[0].get_extents().intervaly == pytest.approx([0.0, 0.3])
+
+
+def test_accuracy_curves_may_begin_at_different_counts():
+    points = {count: (0.1 * count, 0.1 * count - 0.05, 0.1 * count + 0.05) for count in (1, 2, 5)}
+    few = {count: points[count] for count in (2, 5)}
+    ax = figures.accuracy_curves({"CALM": points, "SAV": few}, xlabel="shots", chance=0.25)
+    assert [line.get_xydata().tolist() for line in ax.lines[:2]] == [[[1, 10], [2, 20], [5, 50]], [[2, 20], [5, 50]]]
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines[:2]}) == 2
+    assert ax.collections[1].get_paths()[0].get_extents().intervaly == pytest.approx([15, 55])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "5"]
+    assert "chance 25%" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_accuracy_bars_tell_n_value_and_interval():
@@ -371,6 +388,7 @@ WRONG = {
         lambda: figures.paired_comparison(["a", "b"], [1, 2], [1, 2], [10]),
         "n must have one number a label",
     ),
+    "nan point": (lambda: figures.accuracy_curves({"SAV": {1: (0.5, np.nan, 1)}}, xlabel="x"), "SAV must be finite"),
     "nan curve": (lambda: figures.layer_curves({"audio": [np.nan]}, ylabel="y"), "audio must be finite"),
     "frames missing": (lambda: figures.slider([], [1, 2], label="x", alt="y"), "0 frames for 2 values"),
     "no values": (lambda: figures.slider([], [], label="x", alt="y"), "one of the 0 values"),
