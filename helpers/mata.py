@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from helpers.attention import LastRow, align, text_decoder, transformers_model
+from helpers.models import audio_token_id
 
 RULES = {
     "multiply": lambda scores, alpha: scores * (1 + alpha),  # MATA; lowers attention where a score is negative
@@ -74,7 +75,10 @@ class MATA(LastRow):
         if keys not in ("audio", "text") and not callable(keys):
             raise ValueError(f'keys must be "audio", "text" or a function of the token ids, got {keys!r}.')
         self.layers = select_layers(layers, depth=len(text_decoder(model).layers))
-        self.audio_token_id = audio_token_id(model)
+        self.audio_token_id = audio_token_id(getattr(transformers_model(model), "config", None))
+        if self.audio_token_id is None:
+            kind = type(transformers_model(model)).__name__
+            raise ValueError(f"the config of {kind} names no audio token, so there is no audio to steer.")
         self.alpha, self.rule, self.keys = alpha, rule, keys
         self.calls = Counter()
         super().__init__(model, self.layers if alpha != 0 else [])
@@ -140,12 +144,3 @@ def select_layers(layers: str | Iterable[int], depth: int) -> list[int]:
     if chosen[0] < 0 or chosen[-1] >= depth:
         raise ValueError(f"layers must lie in 0..{depth - 1}, got {chosen}.")
     return chosen
-
-
-def audio_token_id(model) -> int:
-    """Return the id of the placeholder that stands for one audio token in `input_ids`."""
-    model = transformers_model(model)
-    token_id = getattr(getattr(model, "config", None), "audio_token_id", None)
-    if token_id is None:
-        raise ValueError(f"the config of {type(model).__name__} names no audio token, so there is no audio to steer.")
-    return token_id

@@ -80,7 +80,8 @@ class LALM:
 
     @property
     def audio_token_id(self) -> int:
-        return self.model.config.audio_token_id
+        """The id of the placeholder that stands for one audio token in `input_ids`."""
+        return audio_token_id(self.model.config)
 
     @property
     def max_seconds(self) -> float:
@@ -251,6 +252,14 @@ def load_lalm(
     return LALM(name, model.eval(), processor, processor.feature_extractor.sampling_rate)
 
 
+def audio_token_id(config: PreTrainedConfig) -> int | None:
+    """Return the id of the placeholder of one audio token that a model's config, or its audio part, names, if any."""
+    for part in (config, getattr(config, "audio_config", None)):
+        if getattr(part, "audio_token_id", None) is not None:
+            return part.audio_token_id
+    return None
+
+
 def load_audio(path: str | os.PathLike, sampling_rate: int) -> np.ndarray:
     """Read a sound file as float32 mono at `sampling_rate` (Hz): channels averaged, resampled by librosa.
 
@@ -354,7 +363,7 @@ def _from_pretrained(source: Path | str, revision: str | None, **weights) -> tup
     config = AutoConfig.from_pretrained(source, **where)
     # An omni model is a Thinker, which hears and writes, and a Talker, which the book leaves on disk.
     config = getattr(config, "thinker_config", config)
-    if getattr(config, "audio_token_id", None) is None:
+    if audio_token_id(config) is None:
         raise ValueError(
             f"{source} is a {config.model_type} model, whose config names no audio token: it hears nothing."
         )
