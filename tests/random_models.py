@@ -17,6 +17,12 @@ from transformers import (
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
     GenerationConfig,
+    GlmAsrConfig,
+    GlmAsrForConditionalGeneration,
+    GlmAsrProcessor,
+    MusicFlamingoConfig,
+    MusicFlamingoForConditionalGeneration,
+    MusicFlamingoProcessor,
     PreTrainedModel,
     ProcessorMixin,
     Qwen2_5OmniConfig,
@@ -170,11 +176,42 @@ def audio_flamingo_3(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
     return AudioFlamingo3ForConditionalGeneration(config), processor
 
 
+def music_flamingo(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Music Flamingo: Audio Flamingo 3 with the time of each audio token turned into its embedding."""
+    tokenizer = byte_tokenizer("<sound>", "<|sound_bos|>", "<|sound_eos|>")
+    names = {"token": "<sound>", "bos_token": "<|sound_bos|>", "eos_token": "<|sound_eos|>"}
+    config = MusicFlamingoConfig(
+        audio_config=AUDIO_TOWER | {"model_type": "audioflamingo3_encoder"},
+        text_config=DECODER | {"model_type": "qwen2", "vocab_size": len(tokenizer)} | decoder,
+        **{f"audio_{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()},
+    )
+    template = TEMPLATE.replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "<sound>")
+    processor = MusicFlamingoProcessor(mel_extractor(), tokenizer, chat_template=template)
+    return MusicFlamingoForConditionalGeneration(config), processor
+
+
+def glm_asr(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """GLM-ASR: a speech recogniser that takes any question; four frames of its encoder make one audio token."""
+    tokenizer = byte_tokenizer("<|pad|>")
+    config = GlmAsrConfig(
+        audio_config={
+            "model_type": "glmasr_encoder", "num_mel_bins": N_MELS, "hidden_size": WIDTH, "num_hidden_layers": 2,
+            "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "max_position_embeddings": 50 * CHUNK_SECONDS,
+        },
+        text_config=DECODER | {"model_type": "llama", "vocab_size": len(tokenizer), "eos_token_id": None} | decoder,
+        audio_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"), tie_word_embeddings=False,
+    )  # fmt: skip
+    template = TEMPLATE.replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "<|pad|>")
+    return GlmAsrForConditionalGeneration(config), GlmAsrProcessor(mel_extractor(), tokenizer, chat_template=template)
+
+
 FAMILIES = {
     "qwen2_audio": qwen2_audio,
     "qwen2_5_omni": qwen2_5_omni,
     "qwen3_omni": qwen3_omni,
     "audio_flamingo_3": audio_flamingo_3,
+    "music_flamingo": music_flamingo,
+    "glm_asr": glm_asr,
 }
 
 
