@@ -1,5 +1,8 @@
 """The notebooks as they are stored, and that the build has run each of them as it is now."""
 
+import json
+import re
+
 import nbformat
 import pytest
 import yaml
@@ -38,10 +41,83 @@ def test_cells_are_short(path):
 
 
 @notebooks
+def test_goals_are_the_headings(path):
+    text = markdown(path)
+    goals = re.search(r"^## What you will learn\n(.*?)^## ", text, re.M | re.S)[1]
+    goals = [" ".join(goal.split()) for goal in re.findall(r"^\d+\. (.*(?:\n   .*)*)", goals, re.M)]
+    headings = re.findall(r"^## (.*)", text, re.M)
+    assert 3 <= len(goals) <= 6 and [heading for heading in headings if heading in goals] == goals
+    assert headings[:2] == ["What you will learn", "What you need"] and headings[-2:] == ["Exercises", "Recap"]
+
+
+@notebooks
+def test_time_and_memory_are_told(path):
+    needs = re.search(r"^## What you need\n(.*?)^## ", markdown(path), re.M | re.S)[1]
+    assert re.search(r"(minute|second)s?\b.*\scores?", needs, re.S) and re.search(r"[\d.]+ [GM]B of memory", needs)
+
+
+@notebooks
+def test_a_returned_markdown_table_is_shown_as_one(path):
+    for cell in code_cells(path):
+        if re.search(r"^\s*(display\()?Markdown\(", cell.source, re.M):
+            assert "gfm" in json.dumps(cell.metadata), (
+                f'{path.name}: give this cell "mystnb": {{"markdown_format": "gfm"}}'
+            )
+
+
+@notebooks
+def test_exercises_have_solutions(path):
+    found = exercises(path)
+    assert found and all(exercise["solution"] for exercise in found.values())
+    for label, exercise in found.items():
+        if exercise["task"]:  # one with a function to fill in, so with a check
+            assert any("assert" in cell.source for cell in exercise["solution"]), (
+                f"{label}: its solution is not checked"
+            )
+
+
+@notebooks
+def test_what_is_unfinished_fails_its_check(path):
+    for label, exercise in exercises(path, executed(path)).items():
+        said = "".join(output.get("text", "") for cell in exercise["task"] for output in cell.outputs)
+        assert not exercise["task"] or "not yet" in said, f"{label}: its check is content with the empty function"
+
+
+@notebooks
 def test_executed_as_it_is_now(path):
     if not build.STAMP.exists():
         pytest.skip("the book is not built: run `make book` first")
     assert build.is_executed(path), f"{path.name}, or what it reads, has changed since the last `make book`"
+
+
+def markdown(path):
+    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+
+
+def executed(path):
+    """The code cells with their outputs, as the build keeps them."""
+    try:
+        record = build.CACHE.match_cache_notebook(nbformat.read(path, as_version=4))
+    except KeyError:
+        pytest.skip("not executed: run `make book` first")
+    return [cell for cell in build.CACHE.get_cache_bundle(record.pk).nb.cells if cell.cell_type == "code"]
+
+
+def exercises(path, code=None):
+    """Label -> its code cells: those of the task, which the reader fills in, and those of the solution."""
+    code, found, part = iter(code or code_cells(path)), {}, None
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            cell = next(code)
+            if part is not None:
+                part.append(cell)
+            continue
+        for mark in re.finditer(r"\{(exercise|solution-start|solution-end)\}(.*)(?:\n:label: (\S+))?", cell.source):
+            if mark[1] == "exercise":
+                part = found.setdefault(mark[3], {"task": [], "solution": []})["task"]
+            else:
+                part = found[mark[2].strip()]["solution"] if mark[1] == "solution-start" else None
+    return found
 
 
 def test_one_repository_address():
