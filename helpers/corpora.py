@@ -222,7 +222,7 @@ def read_mlaad(root, split, clips):
     return ["bonafide", "spoof"], rows
 
 
-CORPORA = {  # name -> reader, splits (None: languages), the question of CALM's paper and code
+CORPORA = {  # name -> reader, splits (None: languages), the question, as in CALM's public code but without options
     "esc-50": (read_esc50, ("train", "test"), WHAT_SOUND),
     "vggsound": (read_vggsound, ("train", "test"), WHAT_SOUND),
     "audioset": (read_audioset, ("train", "eval"), WHAT_SOUND),
