@@ -1,0 +1,119 @@
+"""The built pages in a real browser: no error, no request outside, nothing that a screen reader stumbles over.
+
+They need Chromium (Debian: `apt install chromium`) and a built book; without, they are skipped and say so.
+"""
+
+import functools
+import re
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from tools import build
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if not build.STAMP.exists():
+    pytest.skip("the book is not built: run `make book` first", allow_module_level=True)
+if not CHROMIUM:
+    pytest.skip("there is no Chromium here: the pages were not opened in a browser", allow_module_level=True)
+
+DOCUMENTS = list(build.table_of_contents())
+WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
+# Faults that theme and Sphinx bring themselves: the logo outside of any landmark, the roles of a bibliography.
+NOT_OURS = {"region", "aria-allowed-role", "aria-deprecated-role", "aria-required-children"}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(build.HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a document in a window of a size; `page.faults` collects errors and requests that leave the machine."""
+    contexts = []
+
+    def open_page(document, size=WIDE):
+        contexts.append(browser.new_context(viewport=size))
+        page, faults = contexts[-1].new_page(), []
+
+        def only_here(route):
+            if route.request.url.startswith((address, "data:", "blob:")):
+                return route.continue_()
+            faults.append(f"asks for {route.request.url}")
+            route.abort()
+
+        page.route("**/*", only_here)
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"{address}/{document}", wait_until="load")
+        page.faults = faults
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def with_a(pattern):
+    """The documents whose page holds this, in the order of the book."""
+    return [name for name in DOCUMENTS if re.search(pattern, (build.HTML / f"{name}.html").read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_loads_without_a_fault(visit, name):
+    page = visit(f"{name}.html")
+    found = {fault["id"]: fault["nodes"][0]["html"] for fault in Axe().run(page).response["violations"]}
+    assert not page.faults
+    assert not {fault: where for fault, where in found.items() if fault not in NOT_OURS}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_fits_a_narrow_window(visit, name):
+    page = visit(f"{name}.html", NARROW)
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+
+def test_players_play(visit):
+    page = visit(f"{with_a('<audio')[0]}.html")
+    player = page.locator("audio").first
+    assert player.evaluate("audio => audio.play().then(() => audio.duration)") > 0.5
+    page.wait_for_function("document.querySelector('audio').currentTime > 0.1")
+
+
+def test_sliders_move_by_the_keyboard(visit):
+    page = visit(f"{with_a('type=.range')[0]}.html")
+    slider = page.locator("input[type=range]").first
+    figure = slider.locator("xpath=ancestor::div[.//img or .//svg][1]")
+    before = figure.screenshot(), slider.input_value()
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert slider.input_value() != before[1] and figure.screenshot() != before[0]
+
+
+def test_search_finds_what_the_book_explains(visit):
+    page = visit("search.html?q=softmax")
+    page.wait_for_selector("#search-results li a")
+    assert page.locator("#search-results li").count() >= 3
+    assert not page.faults
