@@ -292,7 +292,7 @@ def _files_by_name(folder: Path) -> dict[str, list[Path]]:
     for where, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
             stem, ending = os.path.splitext(name)
-            if ending.lower() in AUDIO + VIDEO and not name.startswith("._"):  # macOS leaves such shadows
+            if ending.lower() in AUDIO + VIDEO:
                 found[stem].append(Path(where, name))
     return found
 

@@ -46,7 +46,7 @@ def write_esc50(root, per_fold=1, **clip):
 def write_vggsound(root, ending="wav"):
     write_lines(
         root / "vggsound.csv",
-        "---g-f_I2yQ,1,people marching,test",
+        "---g-f_I2yQ,1,people whistling,test",
         '--0PQM4-hqg,30,"cattle, bovinae cowbell",train',
         "--0gone-hqg,7,people marching,train",
         "--56QUhyDQM,185,playing tennis,train",
@@ -248,7 +248,7 @@ def test_vggsound(tmp_path):
     with pytest.warns(UserWarning, match="1 of 4 clips of vggsound are missing: --0gone-hqg_000007; they are left out"):
         items = load_corpus("vggsound", tmp_path)
     assert [item.id for item in items] == ["---g-f_I2yQ_000001", "--0PQM4-hqg_000030", "--56QUhyDQM_000185"]
-    assert items[0].choices == ["cattle, bovinae cowbell", "people marching", "playing tennis"]  # quotes, and order
+    assert items[0].choices == ["cattle, bovinae cowbell", "people marching", "people whistling", "playing tennis"]
     assert items[1].answer == "cattle, bovinae cowbell" and items[1].audio.endswith("_30000_40000.flac")
     assert [item.source for item in items] == ["---g-f_I2yQ", "--0PQM4-hqg", "--56QUhyDQM"]
     with pytest.warns(UserWarning, match="1 of 3 clips"):
