@@ -4,12 +4,24 @@ CALM (arXiv 2602.07077). In SAV a head that knows dogs but takes rain for wind v
 each head earns a weight for each class. Taught in Part III. n examples, K heads, D numbers a head, C classes.
 """
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 
-from helpers.prototypes import HeadClassifier, blocks, check_vectors, class_index, class_sums, cosines, labels, unit
+from helpers.prototypes import (
+    HeadClassifier,
+    blocks,
+    check_vectors,
+    class_index,
+    class_sums,
+    cosines,
+    is_count,
+    labels,
+    unit,
+)
 
 WEIGHTINGS = ("margin_clamped", "margin_softmax", "prob_softmax", "brier_softmax")
 
@@ -99,6 +111,8 @@ class CALM(HeadClassifier):
         check_is_fitted(self, "prototypes_")
         X, y = check_vectors(X, y, shape=self.prototypes_.shape[1:])
         own = class_index(y, self.classes_)
+        if not self._n_fit.all():
+            raise ValueError(f"no example of {self.classes_[self._n_fit == 0].tolist()} to make a class mean of.")
         alone = np.unique(own[self._n_fit[own] < 2])
         if leave_one_out and alone.size:
             raise ValueError(
@@ -149,12 +163,12 @@ class CALM(HeadClassifier):
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {WEIGHTINGS}, got {self.weighting!r}.")
         for name, value in (("tau", self.tau), ("tau_w", self.tau_w)):
-            if not 0 < value < np.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {value}.")
-        if not 0 <= self.shrinkage < np.inf:
-            raise ValueError(f"shrinkage must be a finite number, 0 or above, got {self.shrinkage}.")
-        if self.top_k is not None and not 1 <= self.top_k <= n_heads:
-            raise ValueError(f"top_k must lie in 1..{n_heads}, the number of heads, got {self.top_k}.")
+            if not (isinstance(value, Real) and 0 < value < np.inf):
+                raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
+        if not (isinstance(self.shrinkage, Real) and 0 <= self.shrinkage < np.inf):
+            raise ValueError(f"shrinkage must be a finite number, 0 or above, got {self.shrinkage!r}.")
+        if self.top_k is not None and not is_count(self.top_k, most=n_heads):
+            raise ValueError(f"top_k must be a whole number in 1..{n_heads}, the number of heads, got {self.top_k!r}.")
 
     def _count(self, own):
         return np.bincount(own, minlength=len(self.classes_))

@@ -134,7 +134,13 @@ def stream_head_vectors(
     keys = [str(key) for key, *_ in examples]
     if not keys or len(set(keys)) < len(keys) or any(key.splitlines() != [key] for key in keys):
         raise ValueError("each example needs a key of its own, on one line, and there must be at least one example.")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} into; make it first.")
     done = _finished(log)
+    if done and not (out.exists() or draft.exists()):
+        raise ValueError(
+            f"{log} tells of rows, but neither {out.name} nor {draft.name} is there; remove it to start anew."
+        )
     if done != keys[: len(done)] or (out.exists() and done != keys):
         raise ValueError(f"{out} holds other examples (its keys are in {log}); remove both, or choose another name.")
 

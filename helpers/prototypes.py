@@ -4,6 +4,7 @@ n examples, K heads, D numbers a head, C classes.
 """
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,6 +59,11 @@ def class_index(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
     if unknown.size:
         raise ValueError(f"labels {unknown.tolist()} are not among the classes {classes.tolist()}.")
     return np.searchsorted(classes, y)
+
+
+def is_count(value: object, most: int) -> bool:
+    """Whether a setting is a whole number from 1 to `most`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from helpers.prototypes import HeadClassifier, blocks, check_vectors, class_index, class_sums, cosines, labels, unit
+from helpers.prototypes import (
+    HeadClassifier,
+    blocks,
+    check_vectors,
+    class_index,
+    class_sums,
+    cosines,
+    is_count,
+    labels,
+    unit,
+)
 
 
 class SAV(HeadClassifier):
@@ -36,8 +46,9 @@ class SAV(HeadClassifier):
     def fit(self, X: ArrayLike, y: ArrayLike) -> "SAV":
         """Learn from head vectors X and their labels y (n,)."""
         X, y = check_vectors(X, y)
-        if not 1 <= self.n_heads <= X.shape[1]:
-            raise ValueError(f"n_heads must lie in 1..{X.shape[1]}, the number of heads, got {self.n_heads}.")
+        if not is_count(self.n_heads, most=X.shape[1]):
+            n = X.shape[1]
+            raise ValueError(f"n_heads must be a whole number in 1..{n}, the number of heads, got {self.n_heads!r}.")
         self.classes_ = labels(y)
         own = class_index(y, self.classes_)  # (n,)
         self.prototypes_ = unit(class_sums(X, own, len(self.classes_)))  # the sum points where the mean does

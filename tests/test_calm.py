@@ -210,8 +210,9 @@ def test_fit_takes_a_memory_mapped_file(tmp_path):
         ({"tau": -0.07}, "tau must be"),
         ({"tau": float("nan")}, "tau must be"),
         ({"tau_w": 0}, "tau_w must be"),
-        ({"top_k": 25}, "top_k must lie in 1..24"),
-        ({"top_k": 0}, "top_k must lie in 1..24"),
+        *(({"top_k": wrong}, "top_k must be a whole number in 1..24") for wrong in (25, 0, 2.5, "5", True)),
+        ({"tau": None}, "tau must be a finite number above 0, got None"),
+        ({"tau_w": "1"}, "tau_w must be a finite number above 0, got '1'"),
         ({"shrinkage": -1}, "shrinkage must be"),
         ({"weighting": "margin"}, "weighting must be one of"),
     ],
@@ -237,6 +238,8 @@ def test_refuses_labels_that_do_not_meet():
         CALM().fit(X, y, X_VAL[Y_VAL != 3], Y_VAL[Y_VAL != 3])
     with pytest.raises(ValueError, match=r"labels \[5\] are not among the classes"):
         CALM().partial_fit(X, y).partial_fit(X, y + 1)
+    with pytest.raises(ValueError, match=r"no example of \[9\] to make a class mean of"):
+        CALM().partial_fit(X, y, classes=[*range(5), 9]).partial_validate(X_VAL, Y_VAL)
     with pytest.raises(ValueError, match="come together"):
         CALM().fit(X, y, X_val=X_VAL)
 

@@ -9,6 +9,7 @@ import random_models
 import soundfile
 import torch
 
+from benchmarks.heads_speed import measure_memory
 from helpers import heads
 from helpers.attention import last_row_attention
 from helpers.heads import head_vectors, pooled_audio_tokens, stream_head_vectors
@@ -60,6 +61,12 @@ def test_equals_the_slow_reference(family, padding, monkeypatch):
         clip += n_clips
         reference = whole_sequences(model, alone | sound, monkeypatch).float()
         torch.testing.assert_close(vectors[i], reference, atol=3e-5, rtol=0)  # the norms round to float32 all the same
+
+
+def test_memory_is_flat_in_the_length_of_the_prompt():
+    short, long = measure_memory(load_lalm("tiny"), [100, 400])
+    assert long["plain"] > 3 * short["plain"] and long["usual"] > 3 * short["usual"]
+    assert long["head_vectors"] < 1.2 * short["head_vectors"] < 50_000  # bytes that reading adds to the pass
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -305,6 +312,16 @@ def test_files_of_different_runs_never_mix(lalm, examples, tmp_path):
     with pytest.raises(ValueError, match="other examples"):
         stream_head_vectors(lalm, examples, out)
     assert out.read_bytes() == before
+
+
+def test_files_that_were_moved_away(lalm, examples, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder .*nowhere"):
+        stream_head_vectors(lalm, examples, tmp_path / "nowhere" / "X.npy")
+    out = tmp_path / "X.npy"
+    stream_head_vectors(lalm, examples, out)
+    out.unlink()
+    with pytest.raises(ValueError, match="X.npy.keys tells of rows.*remove it to start anew"):
+        stream_head_vectors(lalm, examples, out)
 
 
 @pytest.mark.parametrize("keys", [[], ["a", "a"], ["a", "b\nc"], ["a", ""]])

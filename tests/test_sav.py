@@ -74,5 +74,5 @@ def test_doubled_examples_change_nothing():
 
 @pytest.mark.parametrize("n_heads", [0, 25, -1])
 def test_refuses_more_heads_than_there_are(n_heads):
-    with pytest.raises(ValueError, match="n_heads must lie in 1..24"):
+    with pytest.raises(ValueError, match="n_heads must be a whole number in 1..24"):
         SAV(n_heads).fit(X, y)
