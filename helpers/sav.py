@@ -27,7 +27,8 @@ class SAV(HeadClassifier):
     Parameters
     ----------
     n_heads : int
-        How many heads vote.
+        How many heads vote. With one example a class every head gets all of them right, and the first heads are taken:
+        let all vote there.
 
     Attributes
     ----------
