@@ -223,7 +223,8 @@ def load_lalm(
     Raises
     ------
     ValueError
-        An unknown name, a model without audio tokens, a checkpoint that lacks weights, an unknown `quantize`.
+        An unknown name, a model without audio tokens, one whose processor can't be asked as the book asks, a checkpoint
+        that lacks weights, an unknown `quantize`.
     OSError
         A folder without safetensors weights, a hub id that can't be fetched.
     ImportError, RuntimeError
@@ -249,7 +250,15 @@ def load_lalm(
         eos_token_id=model.generation_config.eos_token_id or processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    return LALM(name, model.eval(), processor, processor.feature_extractor.sampling_rate)
+    try:
+        lalm = LALM(name, model.eval(), processor, processor.feature_extractor.sampling_rate)
+        assert lalm.frame_seconds > 0  # the processor makes audio tokens of sound and text as `prepare` will ask it to
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{name} has a {type(processor).__name__}, which can't be asked as this book asks ({error}). MATA, "
+            "attention rows and head_vectors still take its model, with inputs that you make by its own processor."
+        ) from error
+    return lalm
 
 
 def audio_token_id(config: PreTrainedConfig) -> int | None:

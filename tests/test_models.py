@@ -14,7 +14,7 @@ import torch
 from random_models import CHUNK_SECONDS, DECODER, FAMILIES, N_MELS, random_lalm, save
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
 from helpers import models
@@ -161,6 +161,39 @@ def test_a_text_model_is_no_lalm(tmp_path):
     Qwen2ForCausalLM(tiny).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a qwen2 model, whose config names no audio token"):
         load_lalm(tmp_path)
+
+
+def granite_like(processor):
+    processor.audio_processor = processor.feature_extractor
+    del processor.feature_extractor
+
+
+def gemma_like(processor):
+    del processor.feature_extractor.n_samples
+
+
+def voxtral_like(processor):
+    def refuse(self, **inputs):
+        raise ValueError("use the apply_chat_template method instead")
+
+    processor.__class__ = type("VoxtralProcessor", (type(processor),), {"__call__": refuse})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(granite_like, "feature_extractor"), (gemma_like, "n_samples"), (voxtral_like, "apply_chat_template")],
+)
+def test_processors_of_another_kind(checkpoints, monkeypatch, change, said):
+    made = AutoProcessor.from_pretrained
+
+    def of_another_kind(*args, **kwargs):
+        processor = made(*args, **kwargs)
+        change(processor)
+        return processor
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", of_another_kind)
+    with pytest.raises(ValueError, match=f"can't be asked as this book asks .*{said}.*inputs that you make"):
+        load_lalm(checkpoints["qwen2_audio"])
 
 
 def test_missing_weights_are_not_made_up(qwen2_audio, tmp_path):
