@@ -6,6 +6,7 @@ from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -23,6 +24,15 @@ class McNemar(NamedTuple):
 
     won: int
     lost: int
+    p: float
+
+
+class Crossed(NamedTuple):
+    """A mean over draws and items, the ends of its 95% interval, and the two-sided p value of "it is 0"."""
+
+    mean: float
+    low: float
+    high: float
     p: float
 
 
@@ -94,6 +104,45 @@ def cluster_bootstrap(
         rng=np.random.default_rng(seed),
     )
     return Interval(*map(float, result.confidence_interval))
+
+
+def crossed_bootstrap(
+    values: ArrayLike, clusters: Sequence[str] | None = None, n_resamples: int = 10_000, seed: int = 0
+) -> Crossed:
+    """Mean over draws of the examples and over test items, when both might have been others (Owen 2007).
+
+    Each resample takes draws with replacement and, crossed with them, clusters of items with replacement.
+
+    Parameters
+    ----------
+    values : (draws, items)
+        Right or wrong, or the difference of two classifiers; NaN where an item was not tried in a draw.
+    clusters : (items,), optional
+        What items share that are not independent; by default each item stands alone.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, nothing was tried, or there are fewer than two clusters.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    clusters = np.arange(values.shape[1]) if clusters is None else np.asarray(clusters)
+    if values.ndim != 2 or clusters.shape != values.shape[1:]:
+        raise ValueError(f"values are (draws, items) with a cluster an item, got {values.shape} and {clusters.shape}.")
+    names, members = np.unique(clusters, return_inverse=True)
+    tried = np.isfinite(values)
+    if len(names) < 2 or not tried.any():
+        raise ValueError(f"A bootstrap needs at least two clusters to draw from, got {len(names)}, and some value.")
+    rng = np.random.default_rng(seed)
+    times = [rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(float) for n in (len(values), len(names))]
+    sums, counts = (
+        np.array([np.bincount(members, row) for row in table]) for table in (np.where(tried, values, 0.0), tried)
+    )  # (draws, clusters)
+    totals, sizes = (np.einsum("rd,dc,rc->r", times[0], table, times[1], optimize=True) for table in (sums, counts))
+    means = totals[sizes > 0] / sizes[sizes > 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    beyond = min(np.sum(means <= 0), np.sum(means >= 0))
+    return Crossed(float(values[tried].mean()), float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(means) + 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

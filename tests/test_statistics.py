@@ -4,7 +4,15 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from helpers.statistics import accuracy_interval, chance_interval, cluster_bootstrap, holm, mcnemar, random_guess
+from helpers.statistics import (
+    accuracy_interval,
+    chance_interval,
+    cluster_bootstrap,
+    crossed_bootstrap,
+    holm,
+    mcnemar,
+    random_guess,
+)
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 7), (7, 7), (668, 1000), (1, 11)])
@@ -95,3 +103,56 @@ def test_chance_interval_agrees_with_guessing():
 def test_chance_interval_refuses():
     with pytest.raises(ValueError):
         chance_interval([])
+
+
+# ---- draws and items, crossed
+def crossed(draws=10, items=200, spread_draws=0.1, spread_items=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    of_draws, of_items = rng.normal(0, spread_draws, (draws, 1)), rng.normal(0, spread_items, (1, items))
+    return 0.5 + of_draws + of_items + rng.normal(0, 0.1, (draws, items))
+
+
+def test_crossed_bootstrap_covers_the_truth_as_often_as_it_says():
+    """The mean of many such tables is 0.5; items alone would cover it far too seldom."""
+    both = alone = 0
+    for seed in range(200):
+        values = crossed(seed=seed)
+        result = crossed_bootstrap(values, n_resamples=500)
+        both += result.low < 0.5 < result.high
+        interval = cluster_bootstrap(values.mean(0), [str(i) for i in range(200)], n_resamples=200)
+        alone += interval.low < 0.5 < interval.high
+    assert 0.85 <= both / 200 <= 1  # with ten draws, percentiles are a little short
+    assert alone / 200 < 0.75
+
+
+def test_crossed_bootstrap_of_one_draw_is_the_plain_one():
+    values = np.random.default_rng(0).random(100) < 0.7
+    result, plain = crossed_bootstrap(values), cluster_bootstrap(values, [str(i) for i in range(100)])
+    assert result.mean == values.mean() and np.allclose((result.low, result.high), plain, atol=0.011)
+
+
+def test_crossed_bootstrap_leaves_out_what_was_not_tried_and_keeps_clusters_whole():
+    values = crossed(draws=5, items=60)
+    gaps = values.copy()
+    gaps[0, :30] = np.nan
+    assert crossed_bootstrap(gaps).mean == pytest.approx(np.nanmean(gaps))
+    doubled = np.repeat(values, 4, axis=1)
+    once, fours = crossed_bootstrap(values), crossed_bootstrap(doubled, np.repeat(np.arange(60), 4))
+    assert np.allclose(once, fours)  # four copies of an item tell no more than the item
+    naive = crossed_bootstrap(doubled - doubled.mean(1, keepdims=True))
+    assert naive.high - naive.low < 0.7 * (fours.high - fours.low)
+
+
+def test_p_of_the_crossed_bootstrap():
+    assert crossed_bootstrap(crossed() - 0.5).p > 0.05
+    assert crossed_bootstrap(crossed()).p < 0.001
+    assert crossed_bootstrap(np.zeros((3, 5))).p == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters"),
+    [(np.ones((2, 3)), ["a", "b"]), (np.ones((2, 2)), ["a", "a"]), (np.full((2, 2), np.nan), None)],
+)
+def test_crossed_bootstrap_refuses(values, clusters):
+    with pytest.raises(ValueError, match=r"with a cluster an item|at least two clusters"):
+        crossed_bootstrap(values, clusters)
