@@ -26,7 +26,8 @@ def sample_replies(
     """Draw n replies to each prompt of a batch, token by token, from the model's own probabilities.
 
     Clip and prompt are read once, however many replies are drawn: the keys and values that the model kept of them are
-    repeated. (`generate(num_return_sequences=n)` reads them n times.)
+    repeated. (`generate(num_return_sequences=n)` reads them n times.) A `MATA` block steers them
+    as it steers `generate`.
 
     Parameters
     ----------
@@ -52,6 +53,8 @@ def sample_replies(
     prompt = model(**inputs, position_ids=positions, use_cache=True, **brief)
     cache, logits = prompt.past_key_values, prompt.logits[:, -1].repeat_interleave(n, 0)  # (B * n, V)
     cache.batch_repeat_interleave(n)
+    for entry, steered in getattr(cache, "_steered", {}).items():  # which tokens a MATA block around this call steers
+        cache._steered[entry] = steered.repeat_interleave(n, 0)
     seen = inputs["attention_mask"].repeat_interleave(n, 0)
     position = positions[..., -1:].repeat_interleave(n, -2)
 

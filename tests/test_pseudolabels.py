@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from random_models import random_lalm
 
+from helpers.mata import MATA
 from helpers.models import load_lalm
 from helpers.prompts import multiple_choice
 from helpers.provenance import weights_checksum
@@ -48,6 +49,14 @@ def test_replies_come_as_often_as_they_are_likely(lalm, inputs):
 def test_seed_decides(lalm, inputs):
     first, again, other = (sample_replies(lalm, inputs, n=20, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_replies_are_steered_as_in_generate(lalm, inputs):
+    plain = lalm.generate(inputs, max_new_tokens=12)
+    with MATA(lalm, alpha=-0.9, layers=range(8)), MATA(lalm, alpha=0.1, keys="text"):
+        steered = lalm.generate(inputs, max_new_tokens=12)
+        assert sample_replies(lalm, inputs, n=3, temperature=1e-4) == [[reply] * 3 for reply in steered]
+    assert steered != plain
 
 
 def test_replies_are_cut_at_the_limit(lalm, inputs):
