@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -133,8 +133,7 @@ def crossed_bootstrap(
     tried = np.isfinite(values)
     if len(names) < 2 or not tried.any():
         raise ValueError(f"A bootstrap needs at least two clusters to draw from, got {len(names)}, and some value.")
-    rng = np.random.default_rng(seed)
-    times = [rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(float) for n in (len(values), len(names))]
+    times = [_times_drawn(n, n_resamples, seed + axis) for axis, n in enumerate((len(values), len(names)))]
     sums, counts = (
         np.array([np.bincount(members, row) for row in table]) for table in (np.where(tried, values, 0.0), tried)
     )  # (draws, clusters)
@@ -143,6 +142,12 @@ def crossed_bootstrap(
     low, high = np.quantile(means, [0.025, 0.975])
     beyond = min(np.sum(means <= 0), np.sum(means >= 0))
     return Crossed(float(values[tried].mean()), float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(means) + 1)))
+
+
+@lru_cache(maxsize=8)
+def _times_drawn(n: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each of n is taken when n are drawn with replacement: (n_resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
