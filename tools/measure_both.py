@@ -11,7 +11,6 @@ right or wrong as hex digits (`unpack` reads them), and for CALM on test clips t
 """
 
 import json
-import os
 import platform
 import string
 from pathlib import Path
@@ -30,6 +29,7 @@ from helpers.models import load_audio, load_lalm
 from helpers.provenance import weights_checksum
 from helpers.sav import SAV
 from tools.measure_mata import KEYS, LAYERS
+from tools.records import bits, unpack, write_whole
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "both_halves.json"
 POOL = {"sounds": 10, "spoofing": 30}  # training clips a class, from which shots are drawn
@@ -76,15 +76,6 @@ def vectors(lalm, batches, setting):
 def letters(classes, given):
     """The classes given to clips, one letter a clip."""
     return "".join(string.ascii_letters[classes.index(name)] for name in given)
-
-
-def bits(right):
-    """Right and wrong, clip by clip, as hex digits."""
-    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
-
-
-def unpack(hexadecimal, n):
-    return np.unpackbits(np.frombuffer(bytes.fromhex(hexadecimal), np.uint8), count=n).astype(bool)
 
 
 def shots_of(data, draw):
@@ -181,9 +172,7 @@ def missing(settings, lines):
 
 
 def save(record):
-    draft = OUT.with_suffix(".part")
-    draft.write_text(json.dumps(record, indent=0) + "\n")
-    os.replace(draft, OUT)
+    write_whole(OUT, json.dumps(record, indent=0) + "\n")
 
 
 def main():

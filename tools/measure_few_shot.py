@@ -1,6 +1,6 @@
 """CALM, SAV and their rivals on the generated few-shot tasks, from 1 to 40 shots, and their controls.
 
-    python tools/measure_few_shot.py               # writes results/few_shot.json; goes on where it was stopped
+    python -m tools.measure_few_shot               # writes results/few_shot.json; goes on where it was stopped
 
 One line a task, number of shots, draw of the shots and method: whether each test clip was classified right, as hex
 digits of the bits in the order of `ids`; so every accuracy, interval and paired test can be computed anew. Nothing is
@@ -8,7 +8,6 @@ chosen on test clips: settings are the published defaults, or chosen by cross-va
 """
 
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from helpers.prompts import multiple_choice
 from helpers.provenance import weights_checksum
 from helpers.sav import SAV
 from helpers.scoring import likeliest, option_loglikelihood
+from tools.records import bits, unpack, write_whole
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "few_shot.json"
 TASKS, SHOTS, DRAWS = ("sounds", "spoofing"), (1, 2, 5, 10, 20, 40), 10
@@ -168,19 +168,8 @@ def flat(X):
     return X.reshape(len(X), -1)
 
 
-def bits(right):
-    """Right and wrong as hex digits; `np.unpackbits(np.frombuffer(bytes.fromhex(h), np.uint8), count=n)` reads them."""
-    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
-
-
-def unpack(hexadecimal, n):
-    return np.unpackbits(np.frombuffer(bytes.fromhex(hexadecimal), np.uint8), count=n).astype(bool)
-
-
 def save(record):
-    draft = OUT.with_suffix(".part")
-    draft.write_text(json.dumps(record, indent=0) + "\n")
-    os.replace(draft, OUT)
+    write_whole(OUT, json.dumps(record, indent=0) + "\n")
 
 
 def summary(record):

@@ -1,6 +1,6 @@
 """What CALM and SAV learn from the small LALM's own labels, against true labels, against errors of other kinds.
 
-    python tools/measure_pseudo_labels.py          # writes results/pseudo_labels.json; goes on where it was stopped
+    python -m tools.measure_pseudo_labels          # writes results/pseudo_labels.json; goes on where it was stopped
 
 A run is a number of classes, a hint, a temperature and a draw of 10 clips a class; draws share no clip. It holds the
 label of each clip, how many of 8 replies agree on it, and method by method whether each test clip is classified right,
@@ -8,7 +8,6 @@ as hex digits of bits in the order of the test clips; so every accuracy, interva
 """
 
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from helpers.provenance import weights_checksum
 from helpers.pseudolabels import known_sound, majority, sample_replies, usable
 from helpers.sav import SAV
 from helpers.sounds import SOUNDS
+from tools.records import bits, unpack, write_whole
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "pseudo_labels.json"
 QUESTION, SAMPLES, DRAWS, PER_CLASS, TEST_PER_CLASS, BATCH = "Which sound is heard twice?", 8, 8, 10, 15, 16
@@ -170,19 +170,8 @@ def shuffled(labels, chosen, rng):
     return given
 
 
-def bits(right):
-    """Right and wrong as hex digits; `np.unpackbits(np.frombuffer(bytes.fromhex(h), np.uint8), count=n)` reads them."""
-    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
-
-
-def unpack(hexadecimal, n):
-    return np.unpackbits(np.frombuffer(bytes.fromhex(hexadecimal), np.uint8), count=n).astype(bool)
-
-
 def save(record):
-    draft = OUT.with_suffix(".part")
-    draft.write_text(json.dumps(record) + "\n")
-    os.replace(draft, OUT)
+    write_whole(OUT, json.dumps(record) + "\n")
 
 
 def summary(record):
