@@ -3,7 +3,6 @@
 Taught in the chapters *Quickstart* and *From sound wave to token*.
 """
 
-import importlib
 import importlib.util
 import os
 import re
@@ -366,7 +365,7 @@ def chat(
 
 
 class FramesAsImages(VideoProcessorMixin):
-    """A video processor without torchvision: each frame goes through the image processor, in PIL.
+    """Video without torchvision, whose wheels fail beside a CPU-only torch: each frame is an image, read by PIL.
 
     The pixels are laid out as the model's own video processor does it: each patch spans `temporal_patch_size` frames.
     """
@@ -400,20 +399,12 @@ class FramesAsImages(VideoProcessorMixin):
         return patches.transpose(0, 2, 3, 1, 4).reshape(steps * rows * columns, -1), (steps, rows, columns)
 
 
-def torchvision_works() -> bool:
-    """Whether torchvision is here and fits this torch: its wheels fail beside a CPU-only torch."""
-    if not is_torchvision_available():
-        return False
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
-
-
 def video_processor(image_processor) -> VideoProcessorMixin:
-    """How frames go in: by the model's own video processor where torchvision works, else by the image processor."""
-    if torchvision_works():
+    """How frames go in: by the model's own video processor where torchvision is, else by the image processor.
+
+    A torchvision that does not fit the torch beside it counts for nothing: `transformers` can't be imported with it.
+    """
+    if is_torchvision_available():
         settings = image_processor.to_dict()
         return Qwen2VLVideoProcessor(**{key: settings[key] for key in ("size", "patch_size", "merge_size")})
     return FramesAsImages(image_processor)
@@ -421,8 +412,8 @@ def video_processor(image_processor) -> VideoProcessorMixin:
 
 @contextmanager
 def video_is_optional() -> Iterator[None]:
-    """Let processors with a video part be built without torchvision; where it works, change nothing."""
-    if torchvision_works():
+    """Let processors with a video part be built without torchvision; where it is there, change nothing."""
+    if is_torchvision_available():
         yield
         return
     with (

@@ -1,5 +1,7 @@
 """The training of the small omni model computes what the model computes, and begins where the small LALM ended."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,18 @@ def test_a_killed_training_goes_on_as_if_undisturbed(processor, tmp_path):
     with pytest.raises(Killed):
         train(tmp_path / "killed", kill_at=101)
     assert weights_checksum(train(tmp_path / "killed")) == weights_checksum(whole)
+
+
+def test_a_saved_model_comes_back_whole(lalm, tmp_path):
+    tiny.save(lalm.model, lalm.processor, tmp_path)
+    again = load_lalm(tmp_path, device="cpu")
+    assert type(again.model).__name__ == "Qwen2_5OmniThinkerForConditionalGeneration"
+    assert weights_checksum(again.model) == weights_checksum(lalm.model)
+    item = events.event_item("event", "test", 0)
+    asked = [item.question], [item.audio]
+    one, other = (x.prepare(*asked, videos=[item.extra["frames"]]) for x in (lalm, again))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    # Where torchvision works, the same folder gives the model's own video processor, with the same settings.
+    video = json.loads((tmp_path / "processor_config.json").read_text())["video_processor"]
+    assert video["video_processor_type"] == "Qwen2VLVideoProcessor"
+    assert (video["patch_size"], video["merge_size"], video["temporal_patch_size"]) == (14, 2, 2)
