@@ -4,7 +4,7 @@ The model is a real `Qwen2_5OmniThinkerForConditionalGeneration` with a small co
 begin as those of the shipped `tiny-unbiased`, which are of the same shape; its eyes begin at random. Two stages, on
 events of `helpers.events`; the ears stay as they are:
 
-1. `look`: the vision encoder alone learns to tell shape, colour and way, by a linear layer that is then thrown away.
+1. `look`: the vision encoder alone learns to tell colour and way, by a linear layer that is then thrown away.
 2. `watch`: answer questions about events. Of some events only the frames are given, of others only the sound; what is
    missing is drawn anew for the answer, so that a model that does not see, or hear, should guess among the options.
 """
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from helpers import events, sounds, tiny
-from helpers.events import COLOURS, HEARD, QUESTIONS, SHAPES, WAYS
+from helpers.events import COLOURS, HEARD, QUESTIONS, WAYS
 from helpers.minimmar import pick
 from helpers.models import chat, load_lalm, video_is_optional, video_processor
 from helpers.prompts import multiple_choice
@@ -33,7 +33,7 @@ OMNI_TOKENS = {f"{name}_token": f"<|{name}|>" for name in ("vision_bos", "vision
 DESCRIBE = "Describe the event."
 FRAMES, AUDIO_TOKENS = 100, 25  # of two seconds of sound
 VISUAL_TOKENS = 8  # 2 x 2 for each pair of frames
-SEEN = {"shape": SHAPES, "colour": list(COLOURS), "way": list(WAYS)}
+SEEN = {"colour": list(COLOURS), "way": list(WAYS)}
 QUESTIONS_PER_CLIP = tiny.QUESTIONS_PER_CLIP
 # As in Qwen2.5-Omni, without the names of turns that this book never needs.
 TEMPLATE = (
@@ -149,7 +149,7 @@ def begin_as(model, processor, lalm):
 
 # ----------------------------------------------------------------------------------------------------- stage 1: look
 class Looker(torch.nn.Module):
-    """The vision encoder and a linear layer that tells shape, colour and way from all visual tokens of an event."""
+    """The vision encoder and a linear layer that tells colour and way from all visual tokens of an event."""
 
     def __init__(self, visual):
         super().__init__()
@@ -163,11 +163,11 @@ class Looker(torch.nn.Module):
     def forward(self, batch):
         seen = self.visual(batch["pixels"], grid_thw=batch["grids"]).pooler_output
         logits = self.tell(seen.view(len(batch["grids"]), -1))
-        return logits.view(-1, 4), batch["labels"].flatten()  # four shapes, four colours, four ways
+        return logits.view(-1, 4), batch["labels"].flatten()  # four colours, four ways
 
 
 class Looks:
-    """Batches of frames by number, with their facts as labels (events, 3)."""
+    """Batches of frames by number, with their facts as labels (events, 2)."""
 
     def __init__(self, processor, seed, events_a_batch=64):
         self.processor, self.seed, self.size = processor, seed, events_a_batch
@@ -316,12 +316,13 @@ def main(given):
     """What `python -m helpers.tiny --family omni` does."""
     folder = Path(given.out or "runs/omni")
     folder.mkdir(parents=True, exist_ok=True)
-    looking, watching = given.steps or [400, 1000]
+    looking, watching = given.steps or [200, 1000]
     processor = build_processor()
     model = build_model(processor, seed=0)
     begin_as(model, processor, load_lalm("tiny-unbiased", device="cpu"))
     model.to(given.device)
 
+    torch.manual_seed(given.seed)
     looker = Looker(model.model.visual).to(given.device)
     tiny.train(looker, Looks(processor, given.seed), looking, 2e-3, folder, "look", forward=lambda m, b: m(b))
     heard = cached_sounds(processor, folder, 2500, given.seed)
