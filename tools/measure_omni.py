@@ -17,7 +17,7 @@ from helpers.scoring import exact_option
 from helpers.statistics import accuracy_interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-PER_QUESTION = 96
+PER_QUESTION = 64
 CONDITIONS = ["both", "no sound", "no frames", "another sound", "another's frames"]
 
 
