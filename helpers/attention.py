@@ -18,7 +18,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from helpers.models import LALM, chat
+from helpers.models import LALM, chat, visual_token_ids
 
 
 class Role(IntEnum):
@@ -29,6 +29,11 @@ class Role(IntEnum):
     AUDIO = 2
     INSTRUCTION = 3  # all other text of the prompt, turn markers included
     OUTPUT = 4  # the reply
+
+
+# The roles in the prompt of an omni model that was shown something. An enumeration of its own, since all else counts
+# on the five roles of `Role`; of the same values, so that `Role.AUDIO` and `OmniRole.AUDIO` are one.
+OmniRole = IntEnum("OmniRole", [*(role.name for role in Role), "VISUAL"], start=Role.PAD)
 
 
 def token_roles(lalm: LALM, inputs: Mapping, prompt_length: int | torch.Tensor | None = None) -> torch.Tensor:
@@ -45,13 +50,15 @@ def token_roles(lalm: LALM, inputs: Mapping, prompt_length: int | torch.Tensor |
     Returns
     -------
     Tensor of int, shape (batch, seq)
-        Values of `Role`.
+        Values of `Role`; where the batch holds pictures or frames, of `OmniRole`.
     """
     input_ids = inputs["input_ids"]
     column = torch.arange(input_ids.shape[1], device=input_ids.device)
     roles = torch.full_like(input_ids, Role.INSTRUCTION)
     roles[column < _user_turn(lalm, input_ids)[:, None]] = Role.SYSTEM
     roles[input_ids == lalm.audio_token_id] = Role.AUDIO
+    for visual in visual_token_ids(lalm.model.config):
+        roles[input_ids == visual] = OmniRole.VISUAL
     if prompt_length is not None:
         begins = torch.as_tensor(prompt_length, device=column.device).reshape(-1, 1)  # (1 or B, 1)
         roles = torch.where(column >= begins, Role.OUTPUT, roles)
@@ -68,10 +75,11 @@ def attention_by_role(lalm: LALM, inputs: Mapping, prompt_length: int | torch.Te
     Returns
     -------
     Tensor of float32, shape (batch, layers, heads, roles), on the CPU
-        Shares in the order of `Role`; they sum to 1.
+        Shares in the order of `Role` (of `OmniRole`, where the batch holds pictures or frames); they sum to 1.
     """
     roles = token_roles(lalm, inputs, prompt_length).cpu()
-    is_role = F.one_hot(roles.long(), len(Role)).float()  # (B, T, R)
+    known = OmniRole if (roles == OmniRole.VISUAL).any() else Role
+    is_role = F.one_hot(roles.long(), len(known)).float()  # (B, T, R)
     return torch.einsum("blht,btr->blhr", last_row_attention(lalm, inputs), is_role)
 
 

@@ -30,6 +30,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLVideoProcessor,
 )
 from transformers import processing_utils as processing
 from transformers.models.auto import video_processing_auto
@@ -100,18 +102,22 @@ class LALM:
         prompts: Sequence[str],
         audios: Sequence[np.ndarray | Sequence[np.ndarray] | None],
         sampling_rate: int | None = None,
+        videos: Sequence[np.ndarray | None] | None = None,
     ) -> BatchFeature:
-        """Turn prompts and sounds into one left-padded batch on the model's device.
+        """Turn prompts and sounds (and, for an omni model, frames) into one left-padded batch on the model's device.
 
         Parameters
         ----------
         prompts : list of str
-            A plain question is put into the chat template, its audio first. A prompt that already holds one of the
-            tokenizer's special tokens is taken as rendered and used as it is.
+            A plain question is put into the chat template, frames first, then audio, then text. A prompt that already
+            holds one of the tokenizer's special tokens is taken as rendered and used as it is.
         audios : list
             Per prompt: a mono array of floats, a list of them, or None.
         sampling_rate : int, optional
             The arrays' rate (Hz), to be checked against the model's.
+        videos : list, optional
+            Per prompt: the frames of a video, two a second, as a uint8 array (frames, height, width, 3), or None.
+            Frames whose sides fit the model's grid of visual tokens are taken as they are, others are resized.
 
         Returns
         -------
@@ -130,8 +136,15 @@ class LALM:
                 f"The audio has {sampling_rate} Hz but {self.name} hears {self.sampling_rate} Hz: "
                 f"read the file with load_audio(path, {self.sampling_rate}), which resamples."
             )
-        texts = [self._render(prompt, len(own)) for prompt, own in zip(prompts, clips, strict=True)]
-        for item, (text, own) in enumerate(zip(texts, clips, strict=True)):
+        frames = self._check_videos(prompts, videos)
+        shown = [0 if own is None else 1 for own in frames]
+        texts = [self._render(prompt, len(own), n) for prompt, own, n in zip(prompts, clips, shown, strict=True)]
+        for item, (text, own, n) in enumerate(zip(texts, clips, shown, strict=True)):
+            if videos is not None and text.count(self.processor.video_token) != n:
+                raise ValueError(
+                    f"Prompt {item} has {text.count(self.processor.video_token)} video slot(s) "
+                    f"({self.processor.video_token}) but comes with {n} video(s): give one video a slot."
+                )
             slots = text.count(self.processor.audio_token)
             if slots != len(own):
                 raise ValueError(
@@ -139,7 +152,8 @@ class LALM:
                     f"{len(own)} audio clip(s): give one clip a slot."
                 )
         flat = [clip for own in clips for clip in own]
-        inputs = self._process(texts, flat)
+        seen = [own for own in frames if own is not None]
+        inputs = self._process(texts, flat, seen) if seen else self._process(texts, flat)
         self._check_heard(inputs, clips)
         return inputs.to(self.device, self.dtype)
 
@@ -153,15 +167,36 @@ class LALM:
         new = output[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
-    def _render(self, prompt: str, n_audio: int) -> str:
+    def _render(self, prompt: str, n_audio: int, n_video: int = 0) -> str:
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return prompt if any(token in prompt for token in special) else chat(self, prompt, n_audio)
+        return prompt if any(token in prompt for token in special) else chat(self, prompt, n_audio, n_video=n_video)
 
-    def _process(self, texts: list[str], clips: list[np.ndarray]) -> BatchFeature:
+    def _process(self, texts: list[str], clips: list[np.ndarray], videos: Sequence[np.ndarray] = ()) -> BatchFeature:
         # `audio=`: these processors no longer know the older `audios=`.
         sound = {"audio": clips, "sampling_rate": self.sampling_rate} if clips else {}
+        sight = {"videos": list(videos), "videos_kwargs": {"do_resize": not self._fit(videos)}} if videos else {}
         padding = {"padding": True, "padding_side": "left"}
-        return self.processor(text=texts, text_kwargs=padding, return_tensors="pt", **sound)
+        return self.processor(text=texts, text_kwargs=padding, return_tensors="pt", **sound, **sight)
+
+    def _fit(self, videos: Sequence[np.ndarray]) -> bool:
+        """Whether the sides of all frames are multiples of those of a visual token."""
+        grid = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+        return all(side % grid == 0 for frames in videos for side in frames.shape[1:3])
+
+    def _check_videos(self, prompts: list[str], videos: Sequence | None) -> list[np.ndarray | None]:
+        if videos is None:
+            return [None] * len(prompts)
+        if getattr(self.processor, "video_token", None) is None:
+            raise ValueError(f"{self.name} hears but does not see: leave out videos, or load an omni model.")
+        if isinstance(videos, np.ndarray) or len(videos) != len(prompts):
+            raise ValueError(f"videos is a list with one entry a prompt ({len(prompts)}): frames, or None.")
+        for item, frames in enumerate(videos):
+            good = frames is None or (isinstance(frames, np.ndarray) and frames.dtype == np.uint8)
+            if not good or (frames is not None and (frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size)):
+                raise ValueError(
+                    f"The video of prompt {item} is no uint8 array of shape (frames, height, width, 3), nor None."
+                )
+        return list(videos)
 
     def _check_heard(self, inputs: BatchFeature, clips: list[list[np.ndarray]]) -> None:
         """Guard against deafness: the audio tokens must last as long as the sound, the features must hold it."""
@@ -269,6 +304,12 @@ def audio_token_id(config: PreTrainedConfig) -> int | None:
     return None
 
 
+def visual_token_ids(config: PreTrainedConfig) -> list[int]:
+    """Return the ids of the placeholders of one visual token, of pictures and videos; none for a model without eyes."""
+    ids = [getattr(config, f"{name}_token_id", None) for name in ("image", "video")]
+    return [number for number in ids if number is not None]
+
+
 def load_audio(path: str | os.PathLike, sampling_rate: int) -> np.ndarray:
     """Read a sound file as float32 mono at `sampling_rate` (Hz): channels averaged, resampled by librosa.
 
@@ -297,7 +338,12 @@ def load_audio(path: str | os.PathLike, sampling_rate: int) -> np.ndarray:
 
 
 def chat(
-    processor: LALM | ProcessorMixin, text: str, n_audio: int = 1, system: str | None = None, audio_first: bool = True
+    processor: LALM | ProcessorMixin,
+    text: str,
+    n_audio: int = 1,
+    system: str | None = None,
+    audio_first: bool = True,
+    n_video: int = 0,
 ) -> str:
     """Render a user's turn with the processor's own chat template, up to where the answer begins.
 
@@ -312,26 +358,65 @@ def chat(
         The system turn; by default what the template says.
     audio_first : bool
         Whether the audio comes before the text or after it.
+    n_video : int
+        Video slots in the turn, before all else. Only omni models have them.
     """
     processor = getattr(processor, "processor", processor)
     # Older templates look for the key "audio" rather than at the type; its value is never read.
     audio = [{"type": "audio", "audio": ""}] * n_audio
     question = [{"type": "text", "text": text}]
-    messages = [{"role": "user", "content": audio + question if audio_first else question + audio}]
+    video = [{"type": "video", "video": ""}] * n_video
+    content = video + (audio + question if audio_first else question + audio)
+    messages = [{"role": "user", "content": content}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-class NoVideo(VideoProcessorMixin):
-    """Holds the place of a video processor where torchvision is missing (its wheels fail beside a CPU-only torch)."""
+class FramesAsImages(VideoProcessorMixin):
+    """Video without torchvision, whose wheels fail beside a CPU-only torch: each frame is an image, read by PIL.
+
+    The pixels are laid out as the model's own video processor does it: each patch spans `temporal_patch_size` frames.
+    """
+
+    def __init__(self, image_processor=None):
+        self.images = image_processor or Qwen2VLImageProcessorPil()
+        self.merge_size, self.temporal_patch_size = self.images.merge_size, self.images.temporal_patch_size
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        return cls()
+        return cls(Qwen2VLImageProcessorPil.from_pretrained(*args, **kwargs))
 
-    def __call__(self, *args, **kwargs):
-        raise ImportError("Video needs torchvision, which is missing here: install the one that matches this torch.")
+    def to_dict(self):
+        """What is saved: the settings under the name of the real class, which reads them where torchvision is."""
+        return self.images.to_dict() | {"video_processor_type": "Qwen2VLVideoProcessor"}
+
+    def __call__(self, videos, return_tensors=None, **kwargs):
+        """Frames (T, height, width, 3) of each video to patches (T / 2 * rows * columns, values), and their grids."""
+        known = {name: kwargs[name] for name in ("do_resize", "size") if name in kwargs}
+        pixels, grids = zip(*[self._patches(frames, known) for frames in videos], strict=True)
+        data = {"pixel_values_videos": np.concatenate(pixels), "video_grid_thw": np.array(grids)}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _patches(self, frames, known):
+        span = self.temporal_patch_size
+        frames = [*frames, *[frames[-1]] * (-len(frames) % span)]  # the last frame stands still
+        seen = self.images(frames, temporal_patch_size=1, return_tensors="np", **known)
+        _, rows, columns = seen["image_grid_thw"][0].tolist()
+        steps = len(frames) // span
+        patches = seen["pixel_values"].reshape(steps, span, rows * columns, 3, -1)
+        return patches.transpose(0, 2, 3, 1, 4).reshape(steps * rows * columns, -1), (steps, rows, columns)
+
+
+def video_processor(image_processor) -> VideoProcessorMixin:
+    """How frames go in: by the model's own video processor where torchvision is, else by the image processor.
+
+    A torchvision that does not fit the torch beside it counts for nothing: `transformers` can't be imported with it.
+    """
+    if is_torchvision_available():
+        settings = image_processor.to_dict()
+        return Qwen2VLVideoProcessor(**{key: settings[key] for key in ("size", "patch_size", "merge_size")})
+    return FramesAsImages(image_processor)
 
 
 @contextmanager
@@ -341,7 +426,7 @@ def video_is_optional() -> Iterator[None]:
         yield
         return
     with (
-        patch.object(video_processing_auto, "AutoVideoProcessor", NoVideo),
+        patch.object(video_processing_auto, "AutoVideoProcessor", FramesAsImages),
         # Without torchvision `transformers` hides the class that it would check the video processor against.
         patch.dict(processing.MODALITY_TO_BASE_CLASS_MAPPING, video_processor="ImageProcessingMixin"),
     ):

@@ -11,7 +11,8 @@ The model is a real `Qwen2AudioForConditionalGeneration` with a small configurat
    are trained, so what changes is *where it attends*; 85% of the change is kept.
 
 Both results are shipped: `helpers/checkpoints/tiny-unbiased` (after stage 2) and `helpers/checkpoints/tiny` (after 3).
-About an hour on two CPU cores; a killed run goes on from its last checkpoint.
+About an hour on two CPU cores; a killed run goes on from its last checkpoint. `--family omni` trains the small omni
+model instead: see `helpers.tiny_omni`.
 """
 
 import argparse
@@ -57,27 +58,32 @@ def corpus():
 
 def build_processor():
     """Qwen2AudioProcessor with a small byte-level BPE tokenizer and a 40-bin, 4-second Whisper feature extractor."""
+    features = WhisperFeatureExtractor(
+        feature_size=MEL_BINS, chunk_length=4, hop_length=HOP, sampling_rate=sounds.SAMPLING_RATE
+    )
+    processor = Qwen2AudioProcessor(feature_extractor=features, tokenizer=build_tokenizer(corpus(), SPECIAL_TOKENS))
+    processor.chat_template = processor.default_chat_template
+    return processor
+
+
+def build_tokenizer(texts, special, **named):
+    """A small byte-level BPE tokenizer; `named` tells special tokens by what they are for (`audio_token=...`)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=2000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(list(corpus()) * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-    fast = PreTrainedTokenizerFast(
+    tokenizer.train_from_iterator(list(texts) * 4, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         padding_side="left",
         model_max_length=2048,
+        **named,
     )
-    features = WhisperFeatureExtractor(
-        feature_size=MEL_BINS, chunk_length=4, hop_length=HOP, sampling_rate=sounds.SAMPLING_RATE
-    )
-    processor = Qwen2AudioProcessor(feature_extractor=features, tokenizer=fast)
-    processor.chat_template = processor.default_chat_template
-    return processor
 
 
 def build_model(processor, seed=0):
@@ -273,18 +279,26 @@ class Batches:
             for i, n, fate in zip(asked, frames, fates, strict=True)
             for _ in range(QUESTIONS_PER_CLIP)
         ]
-        pad = torch.nn.utils.rnn.pad_sequence
-        ids = pad([torch.tensor(x) for x, _ in examples], batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        labels = pad([torch.tensor(y) for _, y in examples], batch_first=True, padding_value=IGNORE)
-        mask = None  # plain causal attention
-        if rng.random() < self.direct:
-            is_audio = ids == self.audio[0]
-            blind = (labels == IGNORE) & ~is_audio  # these queries may not see audio keys
-            mask = torch.ones(ids.shape[1], ids.shape[1]).tril().bool() & ~(blind[:, :, None] & is_audio[:, None, :])
-            mask = mask[:, None]
+        batch = collate(examples, self.tokenizer.pad_token_id, self.audio, direct=rng.random() < self.direct)
         features = torch.from_numpy(np.stack(features).astype(np.float32))
-        frames = torch.tensor(frames)
-        return {"features": features, "frames": frames, "ids": ids, "labels": labels, "mask": mask}
+        return batch | {"features": features, "frames": torch.tensor(frames)}
+
+
+def collate(examples, pad_token_id, sensed, direct):
+    """Examples as one batch, padded on the right: token ids, labels, and a mask, None for plain causal attention.
+
+    With `direct` only the tokens that predict an answer may look at those in `sensed`, the placeholders of audio.
+    """
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([torch.tensor(x) for x, _ in examples], batch_first=True, padding_value=pad_token_id)
+    labels = pad([torch.tensor(y) for _, y in examples], batch_first=True, padding_value=IGNORE)
+    mask = None
+    if direct:
+        is_sensed = torch.isin(ids, torch.tensor(sensed))
+        blind = (labels == IGNORE) & ~is_sensed  # these queries may not see audio keys
+        mask = torch.ones(ids.shape[1], ids.shape[1]).tril().bool() & ~(blind[:, :, None] & is_sensed[:, None, :])
+        mask = mask[:, None]
+    return {"ids": ids, "labels": labels, "mask": mask}
 
 
 def audio_tokens(frames):
@@ -318,8 +332,11 @@ def question_hits(logits, batch):
 
 
 # --------------------------------------------------------------------------------------------------------- training
-def train(model, batches, steps, peak, folder, name, parameters=None):
-    """One stage: AdamW, one-cycle learning rate; a checkpoint every 100 steps, from which a killed run goes on."""
+def train(model, batches, steps, peak, folder, name, parameters=None, forward=logits_at_answers):
+    """One stage: AdamW, one-cycle learning rate; a checkpoint every 100 steps, from which a killed run goes on.
+
+    forward : function of (model, batch) that returns logits and labels.
+    """
     parameters = list(model.parameters()) if parameters is None else list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=0.1)
@@ -336,7 +353,7 @@ def train(model, batches, steps, peak, folder, name, parameters=None):
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
     for step in bar:
         batch = {key: value if value is None else value.to(model.device) for key, value in batches[step].items()}
-        logits, labels = logits_at_answers(model, batch)
+        logits, labels = forward(model, batch)
         loss = torch.nn.functional.cross_entropy(logits, labels)
         model.zero_grad()
         loss.backward()
@@ -371,15 +388,19 @@ def attention_projections(model):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m helpers.tiny", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default="runs/tiny", help="folder for clips, checkpoints and the two results")
+    parser.add_argument("--family", choices=["audio", "omni"], default="audio")
+    parser.add_argument("--out", help="folder for clips, checkpoints and results; runs/tiny or runs/omni by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clips", type=int, default=30_000, help="training clips of stage 1")
-    parser.add_argument(
-        "--steps", type=int, nargs=3, default=[4500, 800, 400], help="training steps of the three stages"
-    )
+    parser.add_argument("--steps", type=int, nargs="+", help="training steps of the stages: three, omni two")
     given = parser.parse_args(arguments)
-    folder = Path(given.out)
+    if given.family == "omni":
+        from helpers import tiny_omni  # which builds upon this module
+
+        return tiny_omni.main(given)
+    given.steps = given.steps or [4500, 800, 400]
+    folder = Path(given.out or "runs/tiny")
     folder.mkdir(parents=True, exist_ok=True)
 
     processor = build_processor()

@@ -39,7 +39,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from helpers.models import LALM, NoVideo, video_is_optional
+from helpers.models import LALM, video_is_optional, video_processor
 
 N_MELS, CHUNK_SECONDS = 40, 4
 WIDTH = 32
@@ -101,7 +101,7 @@ DIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "hea
 DIT |= {"enc_channels": [8, 8, 8, 8, 24], "enc_attention_channels": 4, "enc_se_channels": 4, "enc_emb_dim": 8}
 TOKEN2WAV = {"dit_config": DIT | {"enc_dim": 8, "num_embeds": 65}, "bigvgan_config": {"upsample_initial_channel": 64}}
 VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
-# The part of the chat template that a question with audio uses.
+# The part of the chat template that a question with frames or audio uses.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -110,6 +110,7 @@ TEMPLATE = (
     "<|im_start|>{{ message['role'] }}\n"
     "{% for content in message['content'] %}"
     "{% if content['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif content['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
     "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n"
     "{% endfor %}"
@@ -118,10 +119,11 @@ TEMPLATE = (
 
 
 def omni_processor(kind: type[ProcessorMixin]) -> ProcessorMixin:
-    """Return an omni model's processor, with a stand-in for the video part, which takes torchvision."""
+    """Return an omni model's processor; frames go in as `helpers.models.video_processor` decides."""
     tokenizer = byte_tokenizer(*OMNI_TOKENS.values(), **OMNI_TOKENS)
+    images = Qwen2VLImageProcessorPil()
     with video_is_optional():
-        return kind(Qwen2VLImageProcessorPil(), NoVideo(), mel_extractor(), tokenizer, chat_template=TEMPLATE)
+        return kind(images, video_processor(images), mel_extractor(), tokenizer, chat_template=TEMPLATE)
 
 
 def omni_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:

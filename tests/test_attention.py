@@ -6,7 +6,7 @@ import pytest
 import random_models
 import torch
 
-from helpers.attention import Role, attention_by_role, last_row_attention, token_roles
+from helpers.attention import OmniRole, Role, attention_by_role, last_row_attention, token_roles
 from helpers.mata import MATA
 from helpers.models import LALM
 
@@ -139,3 +139,19 @@ def test_memory_is_linear_in_the_sequence():
     with Watch():
         last_row_attention(model, inputs)
     assert largest < seq * 200  # the widest hidden states have 4 · 32 numbers a token; a matrix would have seq
+
+
+def test_visual_tokens_have_a_role_of_their_own_and_the_others_keep_theirs():
+    omni = random_models.random_lalm("qwen2_5_omni")
+    frames = np.random.default_rng(0).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
+    inputs = omni.prepare(["What happens?", "And here?"], [clip(omni, 1)] * 2, videos=[frames, None])
+    roles = token_roles(omni, inputs)
+    is_visual = inputs["input_ids"] == omni.processor.video_token_id
+    assert torch.equal(roles == OmniRole.VISUAL, is_visual) and is_visual.sum(1).tolist() == [8, 0]
+    assert [OmniRole[role.name] for role in Role] == list(Role)
+    shares, rows = attention_by_role(omni, inputs), last_row_attention(omni, inputs)
+    assert shares.shape[-1] == len(OmniRole) == len(Role) + 1
+    for role in OmniRole:
+        expected = (rows * (roles == role)[:, None, None]).sum(-1)
+        torch.testing.assert_close(shares[..., role], expected)
+    assert attention_by_role(omni, omni.prepare(["What?"], [clip(omni, 1)])).shape[-1] == len(Role)

@@ -18,7 +18,7 @@ from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
 from helpers import models
-from helpers.models import CHECKPOINTS, LALM, NoVideo, chat, load_audio, load_lalm
+from helpers.models import CHECKPOINTS, LALM, FramesAsImages, chat, load_audio, load_lalm
 
 RATE = 16_000
 CLASSES = {
@@ -246,12 +246,99 @@ def test_on_a_gpu(family, checkpoints):
     torch.testing.assert_close(logits(lalm, *x).cpu(), logits(on_cpu, *x), atol=0.15, rtol=0)
 
 
-@pytest.mark.skipif(models.is_torchvision_available(), reason="torchvision is here: the real video processor serves")
-def test_video_without_torchvision_says_so(checkpoints):
-    processor = load_lalm(checkpoints["qwen2_5_omni"], device="cpu").processor
-    assert isinstance(processor.video_processor, NoVideo)
-    with pytest.raises(ImportError, match="Video needs torchvision"):
-        processor(text="<|VIDEO|>", videos=[np.zeros((2, 28, 28, 3), np.uint8)])
+# ------------------------------------------------------------------------------------------------------------ frames
+def frames(n: int = 4, height: int = 56, width: int = 84, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def omni(checkpoints) -> LALM:
+    return load_lalm(checkpoints["qwen2_5_omni"], device="cpu")
+
+
+def test_one_function_decides_how_frames_go_in(omni):
+    here = models.is_torchvision_available()
+    assert isinstance(models.video_processor(omni.processor.image_processor), FramesAsImages) != here
+    assert isinstance(omni.processor.video_processor, FramesAsImages) != here
+
+
+def test_patches_span_two_frames_as_the_models_own_processor_lays_them_out(omni):
+    video, images = frames(3), omni.processor.image_processor  # of an odd number the last frame stands still
+    out = FramesAsImages(images)([video], return_tensors="pt", do_resize=False)
+    assert out["video_grid_thw"].tolist() == [[2, 4, 6]]
+    pixels = out["pixel_values_videos"].view(2, 2, 3, 2, 2, 3, 2, 14, 14)  # time, block, 2 x 2 in it, RGB, frame, y, x
+    mean, std = np.array(images.image_mean), np.array(images.image_std)
+    for place in [(0, 0, 0, 0, 0), (1, 1, 2, 1, 0), (0, 1, 0, 0, 1)]:
+        time, block_y, block_x, dy, dx = place
+        y, x = 14 * (2 * block_y + dy), 14 * (2 * block_x + dx)
+        shown = video[[2 * time, min(2 * time + 1, 2)], y : y + 14, x : x + 14]
+        expected = ((shown / 255 - mean) / std).transpose(3, 0, 1, 2)  # RGB, frame, y, x
+        np.testing.assert_allclose(pixels[place].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(not models.is_torchvision_available(), reason="takes torchvision")
+def test_frames_as_images_agree_with_the_models_own_processor(omni):
+    images = omni.processor.image_processor
+    theirs = models.video_processor(images)([frames()], return_tensors="pt", do_resize=False)
+    ours = FramesAsImages(images)([frames()], return_tensors="pt", do_resize=False)
+    torch.testing.assert_close(ours["pixel_values_videos"], theirs["pixel_values_videos"], atol=1e-4, rtol=0)
+    assert torch.equal(ours["video_grid_thw"], theirs["video_grid_thw"])
+
+
+def test_frames_take_their_place_before_the_audio_and_matter(omni):
+    prompts, clips = ["What happens?", "And here?"], [noise(1), None]
+    inputs = omni.prepare(prompts, clips, videos=[frames(), frames(2)])
+    texts = [text.split("user\n")[1] for text in omni.tokenizer.batch_decode(inputs["input_ids"])]
+    video, audio = "<|VIDEO|>", "<|AUDIO|>"
+    assert texts[0].startswith(f"<|vision_bos|>{video * 12}<|vision_eos|><|audio_bos|>{audio * 25}<|audio_eos|>What")
+    assert texts[1].startswith(f"<|vision_bos|>{video * 6}<|vision_eos|>And")
+    seconds = inputs["video_second_per_grid"].tolist()
+    assert seconds == [1, 1]  # two frames, two a second
+    with torch.no_grad():
+        one, other = (
+            omni.model(**omni.prepare(prompts[:1], clips[:1], videos=[frames(seed=seed)])).logits[0, -1]
+            for seed in (0, 1)
+        )
+    assert (one - other).abs().max() > 1e-3
+    assert all(isinstance(reply, str) for reply in omni.generate(inputs, 2))
+
+
+def test_frames_that_do_not_fit_the_grid_are_resized(omni):
+    inputs = omni.prepare(["What is it?"], [None], videos=[frames(2, 50, 90)])
+    _, rows, columns = inputs["video_grid_thw"][0].tolist()
+    assert rows * columns // 4 >= 128  # the least that Qwen2.5-Omni gives a frame
+    assert rows % 2 == columns % 2 == 0
+
+
+def test_without_videos_nothing_changes(omni):
+    plain = omni.prepare(["What is it?"], [noise(1)])
+    none = omni.prepare(["What is it?"], [noise(1)], videos=[None])
+    assert plain.keys() == none.keys() and all(torch.equal(plain[key], none[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("videos", "message"),
+    [
+        ([frames()[0]], "no uint8 array"),
+        ([frames().astype(np.float32)], "no uint8 array"),
+        ([frames()[:0]], "no uint8 array"),
+        (frames(), "one entry a prompt"),
+        ([frames(), None], "one entry a prompt"),
+    ],
+)
+def test_what_is_no_video_is_refused(omni, videos, message):
+    with pytest.raises(ValueError, match=message):
+        omni.prepare(["What is it?"], [None], videos=videos)
+
+
+def test_a_video_without_a_slot_is_refused(omni):
+    with pytest.raises(ValueError, match="0 video slot"):
+        omni.prepare(["<|im_start|>user\nWhat?<|im_end|>\n"], [None], videos=[frames()])
+
+
+def test_a_model_without_eyes_says_so(qwen2_audio):
+    with pytest.raises(ValueError, match="does not see"):
+        qwen2_audio.prepare(["What is it?"], [noise(1)], videos=[frames()])
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-unbiased"])
