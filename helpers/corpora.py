@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from helpers.benchmarks import Item
+from helpers.models import VIDEO
 
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")  # what `load_audio` reads
-VIDEO = (".mp4", ".m4a", ".webm", ".mkv")  # what it does not
+AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 
 WHAT_SOUND = "What sound is this?"
+WHAT_HAPPENS = "What happens in this video?"
 SPOOFED = "Is this audio bonafide or spoofed?"
 
 
@@ -33,7 +34,7 @@ def load_corpus(
 
     Parameters
     ----------
-    name : {"esc-50", "vggsound", "audioset", "asvspoof-2019-la", "mlaad"}
+    name : {"esc-50", "vggsound", "vggsound-video", "audioset", "asvspoof-2019-la", "mlaad"}
         Which; `read_esc50` and its neighbours say what has to lie in the folder.
     root : path
         The corpus's own folder.
@@ -54,7 +55,8 @@ def load_corpus(
     -------
     list of Item
         `answer` is the class, `choices` all classes, `source` what clips share that are not independent (recording,
-        video, speaker, text), `extra` the rest of the row.
+        video, speaker, text), `extra` the rest of the row; of "vggsound-video", `extra["frames"]` is the video's path,
+        and so is `audio`.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def load_corpus(
         raise ValueError(f"{name} has no class {unknown[0]!r}; it has {', '.join(choices[:5])}, … ({len(choices)}).")
     choices = [choice for choice in choices if chosen is None or choice in chosen]
     rows = [row for row in rows if row["answer"] in choices]
-    skip = name in ("vggsound", "audioset") if skip_missing is None else skip_missing
+    skip = name in ("vggsound", "vggsound-video", "audioset") if skip_missing is None else skip_missing
     return _items(name, _present(name, rows, skip), choices, question)
 
 
@@ -108,7 +110,7 @@ def read_esc50(root, split, clips, fold):
     return sorted(number, key=number.get), rows
 
 
-def read_vggsound(root, split, clips):
+def read_vggsound(root, split, clips, endings=AUDIO):
     """`vggsound.csv` without a header (video, start second, label, split), of https://github.com/hche11/VGGSound.
 
     The authors give no clips. Found are files anywhere below the folder that are called, with the start in seconds,
@@ -124,9 +126,18 @@ def read_vggsound(root, split, clips):
         names.add(row["label"])
         if split in (None, row["split"]):
             own = f"{row['video']}_{int(start):06d}"
-            audio = _find(found, own, f"{row['video']}_{1000 * start:.0f}_{1000 * start + 10_000:.0f}", row["video"])
+            in_milliseconds = f"{row['video']}_{1000 * start:.0f}_{1000 * start + 10_000:.0f}"
+            audio = _find(found, own, in_milliseconds, row["video"], endings=endings)
             rows.append(_row(own, audio, row["label"], row["video"], row | {"start": start}))
     return sorted(names), rows
+
+
+def read_vggsound_video(root, split, clips):
+    """The same clips as videos, .mp4 or the like: what is heard and what is seen come from one file."""
+    names, rows = read_vggsound(root, split, clips, endings=VIDEO)
+    for row in rows:
+        row["extra"]["frames"] = str(row["audio"])
+    return names, rows
 
 
 def read_audioset(root, split, clips, classes):
@@ -225,6 +236,7 @@ def read_mlaad(root, split, clips):
 CORPORA = {  # name -> reader, splits (None: languages), the question, as in CALM's public code but without options
     "esc-50": (read_esc50, ("train", "test"), WHAT_SOUND),
     "vggsound": (read_vggsound, ("train", "test"), WHAT_SOUND),
+    "vggsound-video": (read_vggsound_video, ("train", "test"), WHAT_HAPPENS),
     "audioset": (read_audioset, ("train", "eval"), WHAT_SOUND),
     "asvspoof-2019-la": (read_asvspoof, ("train", "dev", "eval"), SPOOFED),
     "mlaad": (read_mlaad, None, SPOOFED),
@@ -297,24 +309,28 @@ def _files_by_name(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _find(found: dict[str, list[Path]], *stems: str) -> Path | None:
+def _find(found: dict[str, list[Path]], *stems: str, endings=AUDIO) -> Path | None:
+    """The file with one of these endings; else another, so that `_present` can tell of it."""
     paths = next((found[stem] for stem in stems if stem in found), [])
-    sounds = [path for path in paths if path.suffix.lower() in AUDIO]
-    if len(sounds) > 1:
-        raise ValueError(f"{sounds[0]} and {sounds[1]} are the same clip; pass clips=<the folder to be used>.")
-    return next(iter(sounds or paths), None)
+    fit = [path for path in paths if path.suffix.lower() in endings]
+    if len(fit) > 1:
+        raise ValueError(f"{fit[0]} and {fit[1]} are the same clip; pass clips=<the folder to be used>.")
+    return next(iter(fit or paths), None)
 
 
 def _present(name: str, rows: list[dict], skip: bool) -> list[dict]:
     """The rows whose clips are there; the others are told, and refused unless they may be skipped."""
-    there = [bool(row["audio"]) and row["audio"].suffix.lower() in AUDIO and row["audio"].is_file() for row in rows]
+    endings = VIDEO if name == "vggsound-video" else AUDIO
+    there = [bool(row["audio"]) and row["audio"].suffix.lower() in endings and row["audio"].is_file() for row in rows]
     missing = [row for row, is_there in zip(rows, there, strict=True) if not is_there]
     if missing:
         told = f"{len(missing)} of {len(rows)} clips of {name} are missing: "
         told += ", ".join(str(row["audio"] or row["id"]) for row in missing[:3]) + (", …" if len(missing) > 3 else "")
-        videos = sum(bool(row["audio"]) and row["audio"].suffix.lower() in VIDEO for row in missing)
-        if videos:
-            told += f"; {videos} are there only as video: take the sound out, e.g. ffmpeg -i clip.mp4 -ac 1 clip.wav"
+        others = sum(bool(row["audio"]) and row["audio"].is_file() for row in missing)
+        if others and endings == AUDIO:
+            told += f"; {others} are there only as video: take the sound out, e.g. ffmpeg -i clip.mp4 -ac 1 clip.wav"
+        elif others:
+            told += f"; {others} are there only as sound: for that, load 'vggsound'"
         if not skip or len(missing) == len(rows):
             raise FileNotFoundError(
                 f"{told}; put them there, pass clips=<their folder>, or skip_missing=True for some."

@@ -3,6 +3,8 @@
 Four facts are drawn independently: shape, colour, way and sound. So some questions can be answered only by eye, some
 only by ear, and some only by both: "What happens?" offers two ways times two sounds, of which either sense alone
 leaves two. The shape is for variety, nothing asks for it. The sounds are those of `helpers.sounds`.
+
+For few-shot classification the sounds are new ones, which the model was never trained on: `labelled_events`.
 """
 
 from collections.abc import Callable
@@ -11,13 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.benchmarks import Item
+from helpers.fewshot import NEW_SOUNDS
 from helpers.minimmar import SPLITS, clip, event, pick
+from helpers.sounds import at_level, fade, normalise
 
 SIDE, FRAMES, FRAMES_PER_SECOND = 56, 4, 2  # pixels; 2 seconds
 SHAPES = ["circle", "square", "triangle", "cross"]
 COLOURS = {"red": (230, 50, 50), "green": (60, 200, 80), "blue": (70, 110, 250), "yellow": (240, 220, 60)}
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y down
 HEARD = ["dog bark", "cat meow", "bird chirp", "bell", "siren", "knock", "car horn", "whistle"]
+NEW = ["cow", "sheep", "frog", "telephone"]  # of `helpers.fewshot.NEW_SOUNDS`
 EYE, EAR, BOTH = "eye", "ear", "both"
 
 
@@ -134,3 +139,38 @@ def event_item(kind, split, index):
 def event_items(split="test", per_question=64):
     """Items of all questions, `per_question` of each. Drawn and rendered at each call, 100 in about a second."""
     return [event_item(kind, split, i) for kind in QUESTIONS for i in range(per_question)]
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+def labelled_events(split="train", per_class=20):
+    """Events of 16 classes for few-shot classification: four ways times four sounds that no training clip holds.
+
+    Two classes that share their sound differ by eye alone, two that share their way by ear alone.
+
+    Returns
+    -------
+    list of Item
+        Class by class; `answer` is "<way>, <sound>"; frames and sound as in `event_item`, shape and colour at random.
+    """
+    if split not in SPLITS or per_class < 1:
+        raise ValueError(f"There is no {split!r} with {per_class} a class: splits are {list(SPLITS)}.")
+    classes = [both(way, sound) for way in WAYS for sound in NEW]
+    return [_labelled(split, classes, number, index) for number in range(len(classes)) for index in range(per_class)]
+
+
+def _labelled(split, classes, number, index):
+    rng = np.random.default_rng([10, SPLITS[split], number, index])
+    way, sound = classes[number].split(", ")
+    facts = draw_facts(rng) | {"way": way, "sound": sound}
+    made = at_level(normalise(fade(NEW_SOUNDS[sound](rng))), rng.uniform(-27, -21))
+    name = f"{split}-{way}-{sound}-{index:03d}"
+    return Item(
+        id=name,
+        audio=clip(rng, [(rng.uniform(0.05, 0.6), made)]).astype(np.float32),
+        question=QUESTIONS["event"].text,
+        choices=classes,
+        answer=classes[number],
+        modality=BOTH,
+        source=name,
+        extra={"facts": facts, "frames": render_frames(rng, facts)},
+    )

@@ -354,6 +354,7 @@ def fewshot_vectors(lalm, items, name, prompt=None, batch_size=32):
     ----------
     lalm : LALM
     items : list of Item
+        What is seen, if anything, is `item.extra["frames"]`: frames or the path of a video.
     name : str
         What this set is called on disk; sets with another prompt, or made under steering, need a name of their own.
     prompt : function of an Item, optional
@@ -369,6 +370,8 @@ def fewshot_vectors(lalm, items, name, prompt=None, batch_size=32):
     folder.mkdir(parents=True, exist_ok=True)
     ask = prompt or (lambda item: item.question)
     examples = [(item.id, ask(item), item.audio) for item in items]
+    if any("frames" in item.extra for item in items):
+        examples = [(*own, item.extra.get("frames")) for own, item in zip(examples, items, strict=True)]
     X = stream_head_vectors(lalm, examples, folder / f"{name}-{len(items)}.npy", batch_size)
     return X, np.array([item.answer for item in items])
 

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from helpers.attention import text_decoder, transformers_model
-from helpers.models import LALM, load_audio
+from helpers.models import LALM, load_audio, load_frames
 
 
 def head_vectors(model, inputs: Mapping) -> torch.Tensor:
@@ -113,8 +113,9 @@ def stream_head_vectors(
     Parameters
     ----------
     lalm : LALM
-    examples : iterable of (key, prompt, audio)
-        `key`: a name of its own, on one line. `audio`: path, array or None.
+    examples : iterable of (key, prompt, audio) or, for an omni model, (key, prompt, audio, frames)
+        `key`: a name of its own, on one line. `audio`: path, array or None. `frames`: path of a video, uint8 array
+        (frames, height, width, 3) or None.
     out : path
         A file name ending in .npy.
     batch_size : int
@@ -194,9 +195,10 @@ def _last_real_token(inputs: Mapping) -> torch.Tensor:
 
 
 def _vectors_of(lalm: LALM, examples: list[tuple]) -> np.ndarray:
-    _, prompts, audios = zip(*examples, strict=True)
+    _, prompts, audios, *videos = zip(*examples, strict=True)
     heard = [load_audio(audio, lalm.sampling_rate) if isinstance(audio, str | Path) else audio for audio in audios]
-    return head_vectors(lalm, lalm.prepare(prompts, heard)).numpy()
+    seen = [load_frames(video) if isinstance(video, str | Path) else video for video in videos[0]] if videos else None
+    return head_vectors(lalm, lalm.prepare(prompts, heard, videos=seen)).numpy()
 
 
 def _agree(stored: np.ndarray, again: np.ndarray, n: int, dtype: torch.dtype) -> bool:

@@ -37,8 +37,10 @@ from transformers import processing_utils as processing
 from transformers.models.auto import video_processing_auto
 from transformers.utils import is_torchvision_available, logging
 from transformers.video_processing_utils import VideoProcessorMixin
+from transformers.video_utils import load_video
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+VIDEO = (".mp4", ".webm", ".mkv", ".m4a")  # containers that PyAV opens
 ON_THE_HUB = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
 
 
@@ -84,6 +86,11 @@ class LALM:
     def audio_token_id(self) -> int:
         """The id of the placeholder that stands for one audio token in `input_ids`."""
         return audio_token_id(self.model.config)
+
+    @property
+    def sees(self) -> bool:
+        """Whether `prepare` takes frames: true of omni models."""
+        return getattr(self.processor, "video_token", None) is not None
 
     @property
     def max_seconds(self) -> float:
@@ -186,7 +193,7 @@ class LALM:
     def _check_videos(self, prompts: list[str], videos: Sequence | None) -> list[np.ndarray | None]:
         if videos is None:
             return [None] * len(prompts)
-        if getattr(self.processor, "video_token", None) is None:
+        if not self.sees:
             raise ValueError(f"{self.name} hears but does not see: leave out videos, or load an omni model.")
         if isinstance(videos, np.ndarray) or len(videos) != len(prompts):
             raise ValueError(f"videos is a list with one entry a prompt ({len(prompts)}): frames, or None.")
@@ -238,14 +245,15 @@ def load_lalm(
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
     revision: str | None = None,
+    default: str = "tiny",
 ) -> LALM:
     """Load a LALM: safetensors only, never a repository's own code.
 
     Parameters
     ----------
     name : str, optional
-        "tiny" or "tiny-unbiased" (shipped, no network needed), a local folder, or a hub id. By default what the
-        environment variable `LALM` says, else "tiny".
+        "tiny", "tiny-unbiased" or "tiny-omni" (shipped, no network needed), a local folder, or a hub id. By default
+        what the environment variable `LALM` says, else `default`.
     device : optional
         By default a CUDA GPU, else Apple's (mps), else the CPU.
     dtype : optional
@@ -254,6 +262,8 @@ def load_lalm(
         Keep the weights in 4 bits (NF4) through bitsandbytes, for small CUDA GPUs.
     revision : str, optional
         The hub repository's commit, tag or branch.
+    default : str
+        What is loaded where neither `name` nor the environment names a model.
 
     Raises
     ------
@@ -265,7 +275,7 @@ def load_lalm(
     ImportError, RuntimeError
         `quantize` without bitsandbytes, without a CUDA GPU.
     """
-    name = str(name or os.environ.get("LALM") or "tiny")
+    name = str(name or os.environ.get("LALM") or default)
     source = _locate(name)
     device = torch.device(device or _best_device())
     dtype = dtype or _best_dtype(device)
@@ -313,6 +323,8 @@ def visual_token_ids(config: PreTrainedConfig) -> list[int]:
 def load_audio(path: str | os.PathLike, sampling_rate: int) -> np.ndarray:
     """Read a sound file as float32 mono at `sampling_rate` (Hz): channels averaged, resampled by librosa.
 
+    Of a video file (.mp4, .webm, .mkv) its sound, which takes PyAV: `pip install av`.
+
     Returns
     -------
     ndarray, shape (samples,)
@@ -321,20 +333,71 @@ def load_audio(path: str | os.PathLike, sampling_rate: int) -> np.ndarray:
     ------
     FileNotFoundError, ValueError
         No such file; a file that is not sound, holds no samples, or holds NaN or infinite ones.
+    ImportError
+        A video file where PyAV is missing.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no audio file {path}.")
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"{path} can't be read as audio ({error.error_string}): is it damaged, or not a sound?"
-        ) from error
+    if Path(path).suffix.lower() in VIDEO:
+        audio, rate = _sound_of_video(path)
+    else:
+        try:
+            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(
+                f"{path} can't be read as audio ({error.error_string}): is it damaged, or not a sound?"
+            ) from error
     if not audio.size:
         raise ValueError(f"{path} holds no samples.")
     if not np.isfinite(audio).all():
         raise ValueError(f"{path} holds NaN or infinite samples.")
     return librosa.resample(librosa.to_mono(audio.T), orig_sr=rate, target_sr=sampling_rate)
+
+
+def _sound_of_video(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """The sound of a video file: (samples, channels), and its rate."""
+    av = _pyav(path)
+    try:
+        with av.open(str(path)) as container:
+            to_floats = av.AudioResampler(format="fltp")
+            heard = [part for frame in container.decode(audio=0) for part in to_floats.resample(frame)]
+            heard += to_floats.resample(None)  # what is still in there
+        rate = heard[0].sample_rate
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} can't be read as a video with sound: is it damaged, or silent?") from error
+    return np.concatenate([part.to_ndarray() for part in heard], axis=1).T, rate
+
+
+def load_frames(path: str | os.PathLike, per_second: float = 2) -> np.ndarray:
+    """Read frames of a video file, evenly spaced, two a second as Qwen2.5-Omni takes them. Needs PyAV.
+
+    Returns
+    -------
+    ndarray of uint8, shape (frames, height, width, 3)
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ImportError
+        No such file; one that is no video or shorter than a frame's time; PyAV is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no video file {path}.")
+    av = _pyav(path)
+    try:
+        frames, _ = load_video(str(path), fps=per_second, backend="pyav")
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{path} can't be read as a video of whole frames: is it damaged? Else write it as .mp4."
+        ) from error
+    return frames
+
+
+def _pyav(path):
+    try:
+        import av  # 100 MB, and needed for videos only
+    except ImportError:
+        raise ImportError(f"{path} is a video, which takes PyAV to be read: pip install av.") from None
+    return av
 
 
 def chat(

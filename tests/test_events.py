@@ -103,3 +103,35 @@ def test_no_sense_tells_what_belongs_to_the_other():
 def test_an_unknown_question_is_refused():
     with pytest.raises(ValueError, match="no 'smell'"):
         event_item("smell", "test", 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+def test_labelled_events_are_what_their_class_says():
+    items = events.labelled_events("train", 2)
+    assert len(items) == 2 * len(WAYS) * len(events.NEW) and len({item.id for item in items}) == len(items)
+    assert not set(events.NEW) & set(HEARD)  # no training clip holds them
+    for item in items:
+        facts = item.extra["facts"]
+        assert item.answer == f"{facts['way']}, {facts['sound']}" and item.answer in item.choices
+        assert item.audio.shape == (2 * 16_000,) and item.extra["frames"].shape == (FRAMES, SIDE, SIDE, 3)
+        path = [np.argwhere(spot).mean(0)[::-1] for spot in covered(item.extra["frames"].astype(float))]
+        assert np.argmax(np.abs(path[-1] - path[0])) == np.argmax(np.abs(WAYS[facts["way"]]))
+    again, other = events.labelled_events("train", 1)[0], events.labelled_events("test", 1)[0]
+    assert np.array_equal(again.audio, items[0].audio) and not np.array_equal(other.audio, items[0].audio)
+
+
+def test_two_classes_that_share_their_sound_or_way_share_nothing_else():
+    """Shape and colour tell nothing of the class: a table of each against the class comes out as its margins say."""
+    items = events.labelled_events("test", 60)
+    for key, pool in {"shape": SHAPES, "colour": list(COLOURS)}.items():
+        table = np.zeros((len(pool), len(items[0].choices)))
+        for item in items:
+            table[pool.index(item.extra["facts"][key]), item.choices.index(item.answer)] += 1
+        expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+        freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+        assert ((table - expected) ** 2 / expected).sum() < freedom + 3 * np.sqrt(2 * freedom)
+
+
+def test_an_unknown_split_of_events_is_refused():
+    with pytest.raises(ValueError, match="no 'all' with 2 a class"):
+        events.labelled_events("all", 2)

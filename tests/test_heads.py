@@ -8,13 +8,14 @@ import pytest
 import random_models
 import soundfile
 import torch
+from videos import write_video
 
 from benchmarks.heads_speed import measure_memory
 from helpers import heads
 from helpers.attention import last_row_attention
 from helpers.heads import head_vectors, pooled_audio_tokens, stream_head_vectors
 from helpers.mata import MATA
-from helpers.models import load_lalm
+from helpers.models import load_audio, load_frames, load_lalm
 
 PROMPTS = [[5, -64, 3], [2, -40, 2, -64, 6], [1, -48, 1]]  # different spans, several clips, different lengths
 
@@ -256,6 +257,23 @@ def test_stream_reads_files(lalm, examples, tmp_path):
     from_disk = [(path.name, "What is this?", path) for path in paths]
     X = stream_head_vectors(lalm, from_disk, tmp_path / "X.npy")
     np.testing.assert_allclose(X, stream_head_vectors(lalm, examples[:2], tmp_path / "Y.npy"), atol=1e-6)
+
+
+def test_stream_reads_videos(tmp_path):
+    pytest.importorskip("av", reason="reading videos takes PyAV")
+    omni = random_models.random_lalm("qwen2_5_omni")
+    paths = [tmp_path / f"{i}.mp4" for i in range(2)]
+    for i, path in enumerate(paths):
+        write_video(path, [(200, 100 * i, 30)] * 10, pitch=300 + 200 * i)
+    prompts, frames = ["What happens?"] * 2, [load_frames(path) for path in paths]
+    X = stream_head_vectors(omni, list(zip(paths, prompts, paths, paths, strict=True)), tmp_path / "X.npy")
+    sounds = [load_audio(path, omni.sampling_rate) for path in paths]
+    expected = head_vectors(omni, omni.prepare(prompts, sounds, videos=frames)).numpy()
+    np.testing.assert_allclose(X, expected, atol=1e-5)
+    given = list(zip("ab", prompts, sounds, [frames[0], None], strict=True))  # arrays, and one without frames
+    Y = stream_head_vectors(omni, given, tmp_path / "Y.npy")
+    np.testing.assert_allclose(Y[0], X[0], atol=1e-4)
+    assert np.abs(Y[1] - X[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("torn", ["", "clip 6", "cl"])

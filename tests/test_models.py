@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
@@ -16,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
+from videos import write_video
 
 from helpers import models
-from helpers.models import CHECKPOINTS, LALM, FramesAsImages, chat, load_audio, load_lalm
+from helpers.models import CHECKPOINTS, LALM, FramesAsImages, chat, load_audio, load_frames, load_lalm
 
 RATE = 16_000
 CLASSES = {
@@ -638,3 +640,54 @@ def test_load_audio_errors(tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), RATE, subtype="FLOAT")
     with pytest.raises(ValueError, match=r"nan\.wav holds NaN"):
         load_audio(tmp_path / "nan.wav", RATE)
+
+
+# ------------------------------------------------------------------------------------------------------ video files
+COLOURS = [(230, 40, 40)] * 5 + [(40, 40, 230)] * 5 + [(40, 200, 40)] * 5 + [(230, 230, 40)] * 5  # 10 a second
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    pytest.importorskip("av", reason="reading videos takes PyAV")
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    write_video(path, COLOURS, pitch=440)
+    return path
+
+
+def test_frames_come_two_a_second_and_in_their_colours(video):
+    seen = load_frames(video)
+    assert seen.shape == (4, 48, 64, 3) and seen.dtype == np.uint8
+    assert np.abs(seen.mean((1, 2)) - np.array(COLOURS[::5])).max() < 12  # H.264 rounds colours
+    assert load_frames(video, per_second=5).shape[0] == 10
+
+
+def test_the_sound_of_a_video_is_heard(video):
+    sound = load_audio(video, RATE)
+    assert sound.dtype == np.float32 and abs(len(sound) / RATE - 2) < 0.1
+    spectrum = np.abs(np.fft.rfft(sound[RATE // 4 : -RATE // 4]))
+    assert abs(spectrum.argmax() * RATE / (len(sound) - 2 * (RATE // 4)) - 440) < 5
+    assert 0.2 < np.abs(sound[RATE // 4 : -RATE // 4]).max() < 0.25  # the mean of a channel at 0.3 and one at 0.15
+
+
+def test_an_omni_model_takes_a_video_file_whole(omni, video):
+    inputs = omni.prepare(["What happens?"], [load_audio(video, RATE)], videos=[load_frames(video)])
+    assert inputs["video_second_per_grid"].tolist() == [1]
+    assert (inputs["input_ids"] == omni.model.config.video_token_id).sum() == inputs["video_grid_thw"].prod() // 4
+
+
+def test_a_video_that_can_not_be_read_is_told(video, tmp_path, monkeypatch):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "silent.mp4", COLOURS, sound=False)
+    for load in (load_frames, lambda path: load_audio(path, RATE)):
+        with pytest.raises(ValueError, match=r"broken\.mp4 can't be read as a video"):
+            load(tmp_path / "broken.mp4")
+        with pytest.raises(FileNotFoundError, match="There is no (audio|video) file"):
+            load(tmp_path / "missing.mp4")
+    with pytest.raises(ValueError, match=r"silent\.mp4 can't be read as a video with sound"):
+        load_audio(tmp_path / "silent.mp4", RATE)
+    assert load_frames(tmp_path / "silent.mp4").shape[0] == 4
+    with pytest.raises(ValueError, match=r"silent\.mp4 can't be read as a video of whole frames"):
+        load_frames(tmp_path / "silent.mp4", per_second=100)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"clip\.mp4 is a video, which takes PyAV to be read: pip install av"):
+        load_frames(video)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from helpers import events, tiny, tiny_omni
-from helpers.models import LALM, load_lalm
+from helpers.models import CHECKPOINTS, LALM, load_lalm
 from helpers.provenance import weights_checksum
+from tools import measure_omni
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,44 @@ def test_a_saved_model_comes_back_whole(lalm, tmp_path):
     video = json.loads((tmp_path / "processor_config.json").read_text())["video_processor"]
     assert video["video_processor_type"] == "Qwen2VLVideoProcessor"
     assert (video["patch_size"], video["merge_size"], video["temporal_patch_size"]) == (14, 2, 2)
+
+
+# ------------------------------------------------------------------------------------------------------ what is shipped
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((measure_omni.RESULTS / "tiny_omni.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_lalm("tiny-omni", device="cpu")
+
+
+def test_the_record_is_of_the_shipped_model_and_its_replies_come_again(record, shipped):
+    assert record["weights"] == weights_checksum(shipped.model)
+    items = events.event_items("test", record["per_question"])
+    assert [item.id for item in items] == record["ids"] and [item.answer for item in items] == record["answers"]
+    for condition, said in record["replies"].items():
+        again = measure_omni.replies(shipped, items, condition)
+        same = np.mean([one == other for one, other in zip(again, said, strict=True)])
+        assert same > 0.97, condition  # another processor rounds otherwise, and a guess may fall to the other side
+
+
+def test_it_answers_by_the_sense_that_the_question_takes(record):
+    told = measure_omni.accuracies(record)
+    for sense, (_, n, low, _) in told["both"].items():
+        assert low > 0.9 and n >= 64, sense
+    chance = {"eye": 0.25, "ear": 0.25, "both": 0.5}
+    for missing, needed in (("no sound", ("ear", "both")), ("no frames", ("eye", "both"))):
+        for sense in needed:
+            right, n, low, high = told[missing][sense]
+            assert low - 0.02 < chance[sense] < high + 0.02, (missing, sense)  # it guesses
+    assert told["no sound"]["eye"][2] > 0.9 and told["no frames"]["ear"][2] > 0.9  # what is missing is not missed
+    for swapped, needed in (("another sound", "ear"), ("another's frames", "eye")):
+        assert told[swapped][needed][3] < 0.35 and told[swapped]["both"][3] < 0.45  # it believes what it is shown
+
+
+def test_the_shipped_model_is_small(shipped):
+    files = list((CHECKPOINTS / "tiny-omni").iterdir())
+    assert sum(file.stat().st_size for file in files) <= 20e6
+    assert shipped.sees and not load_lalm("tiny", device="cpu").sees
