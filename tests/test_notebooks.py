@@ -6,14 +6,9 @@ import re
 import nbformat
 import pytest
 import yaml
+from chapters import cells, code_cells, every_chapter, executed
 
 from tools import build
-
-notebooks = pytest.mark.parametrize("path", sorted(build.NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-
-
-def code_cells(path):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 def test_table_of_contents_lists_every_notebook():
@@ -21,42 +16,26 @@ def test_table_of_contents_lists_every_notebook():
     assert listed == {f"notebooks/{path.stem}" for path in build.NOTEBOOKS.glob("*.ipynb")}
 
 
-@notebooks
+@every_chapter
 def test_stored_without_outputs(path):
     dirty = [number for number, cell in enumerate(code_cells(path)) if cell.outputs or cell.execution_count]
     assert not dirty, f"clear the outputs of {path.name} before committing it: code cells {dirty}"
 
 
-@notebooks
+@every_chapter
 def test_runs_in_the_kernel_of_the_environment(path):
     metadata = nbformat.read(path, as_version=4).metadata
     assert metadata.kernelspec.name == "python3"
     assert not metadata.get("execution", {}).get("allow_errors"), "tag the one cell with raises-exception instead"
 
 
-@notebooks
+@every_chapter
 def test_cells_are_short(path):
     lengths = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(path)]
     assert max(lengths) <= 25, f"split code cell {lengths.index(max(lengths))} of {path.name}: {max(lengths)} lines"
 
 
-@notebooks
-def test_goals_are_the_headings(path):
-    text = markdown(path)
-    goals = re.search(r"^## What you will learn\n(.*?)^## ", text, re.M | re.S)[1]
-    goals = [" ".join(goal.split()) for goal in re.findall(r"^\d+\. (.*(?:\n   .*)*)", goals, re.M)]
-    headings = re.findall(r"^## (.*)", text, re.M)
-    assert 3 <= len(goals) <= 6 and [heading for heading in headings if heading in goals] == goals
-    assert headings[:2] == ["What you will learn", "What you need"] and headings[-2:] == ["Exercises", "Recap"]
-
-
-@notebooks
-def test_time_and_memory_are_told(path):
-    needs = re.search(r"^## What you need\n(.*?)^## ", markdown(path), re.M | re.S)[1]
-    assert re.search(r"(minute|second)s?\b.*\scores?", needs, re.S) and re.search(r"[\d.]+ [GM]B of memory", needs)
-
-
-@notebooks
+@every_chapter
 def test_a_returned_markdown_table_is_shown_as_one(path):
     for cell in code_cells(path):
         if re.search(r"^\s*(display\()?Markdown\(", cell.source, re.M):
@@ -65,7 +44,7 @@ def test_a_returned_markdown_table_is_shown_as_one(path):
             )
 
 
-@notebooks
+@every_chapter
 def test_exercises_have_solutions(path):
     found = exercises(path)
     assert found and all(exercise["solution"] for exercise in found.values())
@@ -76,39 +55,25 @@ def test_exercises_have_solutions(path):
             )
 
 
-@notebooks
+@every_chapter
 def test_what_is_unfinished_fails_its_check(path):
     for label, exercise in exercises(path, executed(path)).items():
         said = "".join(output.get("text", "") for cell in exercise["task"] for output in cell.outputs)
         assert not exercise["task"] or "not yet" in said, f"{label}: its check is content with the empty function"
 
 
-@notebooks
+@every_chapter
 def test_executed_as_it_is_now(path):
     if not build.STAMP.exists():
         pytest.skip("the book is not built: run `make book` first")
     assert build.is_executed(path), f"{path.name}, or what it reads, has changed since the last `make book`"
 
 
-def markdown(path):
-    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
-
-
-def executed(path):
-    """The code cells with their outputs, as the build keeps them."""
-    try:
-        record = build.CACHE.match_cache_notebook(nbformat.read(path, as_version=4))
-    except KeyError:
-        pytest.skip("not executed: run `make book` first")
-    return [cell for cell in build.CACHE.get_cache_bundle(record.pk).nb.cells if cell.cell_type == "code"]
-
-
-def exercises(path, code=None):
+def exercises(path, chapter=None):
     """Label -> its code cells: those of the task, which the reader fills in, and those of the solution."""
-    code, found, part = iter(code or code_cells(path)), {}, None
-    for cell in nbformat.read(path, as_version=4).cells:
+    found, part = {}, None
+    for cell in chapter or cells(path):
         if cell.cell_type == "code":
-            cell = next(code)
             if part is not None:
                 part.append(cell)
             continue
