@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 import yaml
-from chapters import cells, code_cells, every_chapter, executed
+from chapters import cells, code_cells, every_chapter, executed, markdown
 
 from tools import build
 
@@ -53,6 +53,16 @@ def test_exercises_have_solutions(path):
             assert any("assert" in cell.source for cell in exercise["solution"]), (
                 f"{label}: its solution is not checked"
             )
+
+
+@every_chapter
+def test_hints_come_folded_and_few(path):
+    for exercise in re.split(r"\{exercise\}", markdown(path))[1:]:
+        label = re.search(r":label: (\S+)", exercise)[1]
+        before, _, after = exercise.partition("{solution-start}")
+        hints = re.findall(r"\{hint\}\n(.*)", before)
+        assert len(hints) <= 2 and set(hints) <= {":class: dropdown"}, f"{label}: fold its hints, and give two at most"
+        assert "{hint}" not in after, f"{label}: a hint stands behind the solution"
 
 
 @every_chapter
