@@ -30,8 +30,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 # One fixed colour per role, in the order in which plots take them up. No two are equally light, so that a grey printer
-# and every kind of colour blindness keep them apart; hatches, dashes and markers say the same a second time.
-ROLE_COLORS = dict(audio="#0f3fc6", instruction="#e6b315", system="#282828", hint="#c02997", output="#36a55a")
+# and every kind of colour blindness keep them apart; hatches, dashes and markers say the same a second time. All
+# colours of this module stand out from the paper by 3:1 or more.
+ROLE_COLORS = dict(audio="#081bae", instruction="#b28f27", system="#171717", hint="#962873", output="#17844c")
 ROLE_HATCHES = dict(audio="//", instruction="\\\\", system="", hint="xx", output="||")
 ROLE_DASHES = dict(audio="-", instruction="--", system="-.", hint=":", output=(0, (6, 1, 1, 1, 1, 1)))
 ROLE_MARKERS = dict(audio="o", instruction="D", system="s", hint="X", output="^")
@@ -39,12 +40,12 @@ ROLE_MARKERS = dict(audio="o", instruction="D", system="s", hint="X", output="^"
 OTHER_STYLES = (
     ("#222222", "-", "o"),
     ("#8c510a", "--", "s"),
-    ("#8fa8c4", "-.", "D"),
+    ("#7295ba", "-.", "D"),
     ("#01665e", (0, (6, 1, 1, 1, 1, 1)), "^"),
-    ("#b48ac8", ":", "X"),
-    ("#777777", (0, (1, 1)), "v"),
+    ("#593366", ":", "X"),
+    ("#8c8c8c", (0, (1, 1)), "v"),
 )
-WON, LOST, NEUTRAL, INK = "#56b4e9", "#d55e00", "#8fa8c4", "#222222"
+WON, LOST, NEUTRAL, INK = "#3d95d0", "#b84e00", "#7295ba", "#222222"
 PLAYER_RATE = 16_000  # Hz: what the models hear, and the rate of every embedded clip
 
 STYLE = {
@@ -350,7 +351,7 @@ def _live_slider(draw: Callable, values: Mapping, label: str, alt: str, start: i
 
 _FIGURE_CSS = "margin:.5rem 0;max-width:538px"  # 5.6 inches
 _CURSOR_CSS = f"display:none;position:absolute;top:0;bottom:0;width:2px;background:{LOST};box-shadow:0 0 0 1px white"
-_RANGE_CSS = f"width:100%;margin:0;accent-color:{ROLE_COLORS['audio']}"
+_RANGE_CSS = "width:100%;margin:0"  # its colour is the browser's, which goes with light and dark
 
 _SLIDER_JS = """(figure) => {
   const [range, output] = ["input", "output"].map(name => figure.querySelector(name));

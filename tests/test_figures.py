@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -74,21 +75,50 @@ VISION = {
 }
 
 
+def linear(color) -> np.ndarray:
+    srgb = np.array(to_rgb(color))
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def pairs_seen(colors, vision: str) -> list[tuple]:
+    seen = [lightness_and_ab(np.clip(np.array(VISION[vision]) @ linear(color), 0, 1)) for color in colors]
+    return list(itertools.combinations(seen, 2))
+
+
 @pytest.mark.parametrize("vision", VISION)
-def test_roles_can_be_told_apart_by_every_eye_and_in_grey(vision):
-    def seen(color):
-        srgb = np.array(to_rgb(color))
-        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        return lightness_and_ab(np.clip(np.array(VISION[vision]) @ linear, 0, 1))
-
-    colors = [seen(color) for color in figures.ROLE_COLORS.values()]
-    pairs = [(a, b) for i, a in enumerate(colors) for b in colors[i + 1 :]]
-    assert min(np.linalg.norm(a - b) for a, b in pairs) > 30
+def test_colours_can_be_told_apart_by_every_eye_and_in_grey(vision):
+    roles = pairs_seen(figures.ROLE_COLORS.values(), vision)
+    assert min(np.linalg.norm(a - b) for a, b in roles) > 30
+    others = pairs_seen([color for color, *_ in figures.OTHER_STYLES], vision)
+    assert min(np.linalg.norm(a - b) for a, b in others) > 15  # their dashes and markers differ as well
+    changed = pairs_seen([figures.WON, figures.LOST], vision)
+    assert min(np.linalg.norm(a - b) for a, b in changed) > 60
     if vision == "usual":
-        assert min(abs(a[0] - b[0]) for a, b in pairs) > 12  # a grey printer leaves lightness alone
+        assert min(abs(a[0] - b[0]) for a, b in roles + changed) > 12  # a grey printer leaves lightness alone
 
 
-def test_every_role_has_each_kind_of_mark_of_its_own():
+# The dark theme shows pictures through the CSS filter brightness(.8) contrast(1.2).
+@pytest.mark.parametrize("filtered", [lambda srgb: srgb, lambda srgb: 1.2 * (0.8 * srgb - 0.5) + 0.5])
+def test_colours_stand_out_from_the_paper_of_both_themes(filtered):
+    def luminance(color):
+        return linear(np.clip(filtered(np.array(to_rgb(color))), 0, 1)) @ [0.2126, 0.7152, 0.0722]
+
+    used = [*figures.ROLE_COLORS.values(), *(color for color, *_ in figures.OTHER_STYLES)]
+    paper = luminance(figures.STYLE["figure.facecolor"])
+    for color in (*used, figures.WON, figures.LOST, figures.NEUTRAL, figures.INK):
+        assert (paper + 0.05) / (luminance(color) + 0.05) >= 3, color
+
+
+def test_matrices_run_from_dark_to_light():
+    for ax in (figures.heatmap(SHARES, xlabel="x", ylabel="y", unit="u"), figures.spectrogram(tone(1), RATE)):
+        levels = ax.images[0].cmap(np.arange(64))[:, :3]
+        lightness = [lightness_and_ab(linear(level))[0] for level in levels]
+        assert np.diff(lightness).min() > 0 and np.ptp(lightness) > 90
+
+
+def test_every_role_and_every_line_has_each_kind_of_mark_of_its_own():
+    for marks in zip(*figures.OTHER_STYLES, strict=True):
+        assert len(set(marks)) == len(figures.OTHER_STYLES)
     for marks in (figures.ROLE_COLORS, figures.ROLE_HATCHES, figures.ROLE_DASHES, figures.ROLE_MARKERS):
         assert set(marks) == {"system", "audio", "instruction", "output", "hint"}
         assert len(set(marks.values())) == 5
