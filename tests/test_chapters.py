@@ -178,8 +178,8 @@ def first_uses(text):
 # A percentage, a decimal, "n of m", a number of points.
 CLAIM = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?: ?(%)| of (?:the |its )?(\d+)\b|( points?)\b)?(?!\w|[.,]?\d)")
 NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:e-?\d+)?)( ?%)?")
-# Not asked about: a source is named, or it is arithmetic that a reader can check, or the memory, which is rounded up.
-SOURCE = re.compile(r"\{(cite|doc|ref)|https?://|\d\)? = \(?\d|[GM]B of memory")
+SOURCE = re.compile(r"\{(cite|doc|ref)|https?://|[GM]B of memory")  # the memory is rounded up
+ARITHMETIC = re.compile(r"\(?\d[\d.() ×/+−]* = [\d.() ×/+−]*\d%?")  # a reader can check it
 
 
 @every_chapter
@@ -208,7 +208,7 @@ def numbers(text):
 
 def claims(source):
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-|*]|\d+\.) )", source):
-        prose = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", paragraph)
+        prose = ARITHMETIC.sub(" ", re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", paragraph))
         if not SOURCE.search(paragraph):
             yield from (claim for claim in CLAIM.finditer(prose) if any(claim.groups()[1:]) or "." in claim[1])
 
