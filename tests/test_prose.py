@@ -4,6 +4,7 @@ import csv
 import re
 from itertools import pairwise
 
+import nbformat
 import pytest
 from scipy.stats import binom
 
@@ -106,6 +107,25 @@ def test_glossary_terms_stand_once():
     terms = re.findall(r"^([^\s`#{:].*)$", (BOOK / "glossary.md").read_text("utf-8").partition(":sorted:")[2], re.M)
     assert len(terms) == len({term.lower() for term in terms}) > 35
     assert all(a != b for a, b in pairwise(terms))
+
+
+def symbols(formula):
+    """Latin letters and Greek ones (as commands) of a formula, without the words in it."""
+    formula = re.sub(r"\\(text|operatorname\*?|begin|end)\{[^}]*\}", " ", formula)
+    greek = set(re.findall(r"\\(?:alpha|beta|gamma|delta|epsilon|lambda|mu|pi|rho|sigma|tau|phi)\b", formula, re.I))
+    return greek | set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", formula)))
+
+
+def test_symbols_of_set_off_formulas_are_explained():
+    rows = re.findall(r"^\| (\$.*?) \|", (BOOK / "symbols.md").read_text("utf-8"), re.MULTILINE)
+    explained = symbols(" ".join(rows))
+    found = {}
+    for path in sorted(build.NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        found[path.stem] = set().union(*map(symbols, re.findall(r"\$\$(.+?)\$\$", prose, re.DOTALL)))
+    assert len([name for name in found if found[name]]) >= 4  # or the pattern has missed them
+    assert not {name: letters - explained for name, letters in found.items() if letters - explained}
 
 
 def test_colophon_cites_the_version_of_the_citation_file():
