@@ -51,17 +51,21 @@ def test_the_stated_time_is_true(path):
     The build keeps how long each chapter took. On a slower or busy machine all chapters take longer than they say, by
     about the same factor; so that factor, the median over the chapters, is taken off. What is left tells whether this
     chapter is out of line with the others. A change of the chapter can bring that about; another machine does not.
+    Where many chapters are out of line, the machine was busy now and then, and the times say nothing about a chapter.
     """
-    taken = {chapter: record(chapter) for chapter in PATHS}
+    found = {chapter: record(chapter) for chapter in PATHS}
     ratios = {
-        chapter: found.data["execution_seconds"] / stated_seconds(chapter) for chapter, found in taken.items() if found
+        chapter: kept.data["execution_seconds"] / stated_seconds(chapter) for chapter, kept in found.items() if kept
     }
-    if path not in ratios or len(ratios) < 5:
+    if path not in ratios or len(ratios) < 8:
         pytest.skip("too few chapters are executed: run `make book` first")
-    ratio = ratios[path] / median(ratios.values())
-    assert 0.5 <= ratio <= 2, (
-        f'{path.name} says {stated_seconds(path):.0f} s under "What you need" and took {ratio:.1f} times as long, as '
-        "chapters go on this machine: correct the time, or build again if the machine was busy with something else"
+    usual = median(ratios.values())
+    out_of_line = {chapter: ratio / usual for chapter, ratio in ratios.items() if not 0.5 <= ratio / usual <= 2}
+    if len(out_of_line) > len(ratios) / 4:
+        pytest.skip("the machine was busy now and then while the chapters were executed: see `make book`")
+    assert path not in out_of_line, (
+        f'{path.name} says {stated_seconds(path):.0f} s under "What you need" and took {out_of_line[path]:.1f} times '
+        "as long, as chapters go on this machine: correct the time, or build again if the machine was busy meanwhile"
     )
 
 
