@@ -60,8 +60,8 @@ def visit(browser, address):
     """Open a document in a window of a size; `page.faults` collects errors and requests that leave the machine."""
     contexts = []
 
-    def open_page(document, size=WIDE):
-        contexts.append(browser.new_context(viewport=size))
+    def open_page(document, size=WIDE, **settings):
+        contexts.append(browser.new_context(viewport=size, **settings))
         page, faults = contexts[-1].new_page(), []
 
         def only_here(route):
@@ -97,6 +97,15 @@ def test_loads_without_a_fault(visit, name):
     assert not {fault: where for fault, where in found.items() if fault not in NOT_OURS}
 
 
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name.endswith(("01-quickstart", "style"))])
+def test_can_be_read_in_the_dark_theme(visit, name):
+    """Of the two pages, one has figures, players and an exercise, the other tables and code."""
+    page = visit(f"{name}.html", color_scheme="dark")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    found = Axe().run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
+    assert not [node["html"] for fault in found for node in fault["nodes"]]
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_fits_a_narrow_window(visit, name):
     page = visit(f"{name}.html", NARROW)
@@ -110,15 +119,36 @@ def test_players_play(visit):
     page.wait_for_function("document.querySelector('audio').currentTime > 0.1")
 
 
-def test_sliders_move_by_the_keyboard(visit):
-    page = visit(f"{with_a('type=.range')[0]}.html")
-    slider = page.locator("input[type=range]").first
-    figure = slider.locator("xpath=ancestor::div[.//img or .//svg][1]")
-    before = figure.screenshot(), slider.input_value()
-    slider.focus()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    assert slider.input_value() != before[1] and figure.screenshot() != before[0]
+MOVING = "figure:has(input[type=range])"  # listening figures and sliders
+
+
+@pytest.mark.parametrize("name", with_a("type=.range"))
+def test_figures_move_by_the_keyboard(visit, name):
+    page = visit(f"{name}.html")
+    for figure in page.locator(MOVING).all():
+        if not figure.is_visible():
+            continue  # folded, in a solution
+        control = figure.locator("input[type=range]")
+        before = figure.screenshot(), control.get_attribute("aria-valuetext"), control.input_value()
+        control.focus()
+        page.keyboard.press("ArrowRight" if float(before[2]) < float(control.get_attribute("max")) else "ArrowLeft")
+        for _ in range(20):  # a listening figure moves by hundredths of a second
+            page.keyboard.press("ArrowRight")
+        after = figure.screenshot(), control.get_attribute("aria-valuetext"), control.input_value()
+        assert all(one != other for one, other in zip(before, after, strict=True)), figure.get_attribute("id")
+        assert figure.locator("img:visible").count() == 1
+
+
+@pytest.mark.parametrize("name", with_a("type=.range"))
+def test_without_script_a_still_picture_remains(visit, name):
+    page = visit(f"{name}.html", java_script_enabled=False)
+    figures = page.locator(MOVING)
+    assert figures.count()
+    for figure in figures.all():
+        assert figure.locator("img:visible").count() == 1 and figure.locator("img:visible").get_attribute("alt")
+        assert not figure.locator("input").is_visible()  # it could not move anything
+        player, note = figure.locator("audio"), figure.locator("noscript")
+        assert player.is_visible() if player.count() else "the slider needs JavaScript" in note.inner_text()
 
 
 def test_search_finds_what_the_book_explains(visit):
