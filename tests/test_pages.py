@@ -144,12 +144,34 @@ def test_a_page_is_light(name):
     assert total <= MAX_BYTES, f"{total / 1e6:.2f} MB"
 
 
-@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name.startswith("notebooks/")])
+def repository() -> tuple[str, str]:
+    """Its address and its branch."""
+    configured = yaml.safe_load((build.ROOT / "_config.yml").read_text())["repository"]
+    return configured["url"], configured["branch"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_buttons_lead_to_this_repository(name):
-    repository = yaml.safe_load((build.ROOT / "_config.yml").read_text())["repository"]
-    place, branch = repository["url"].removeprefix("https://"), repository["branch"]
-    links = {link["href"] for link in page(html(name)).select("a[href^=http]")}
-    colab = f"https://colab.research.google.com/{place.replace('.com', '')}/blob/{branch}/{name}.ipynb"
-    assert colab in links
-    assert f"{repository['url']}/edit/{branch}/{name}.ipynb" in links
-    assert any(link.startswith(f"{repository['url']}/issues/new") for link in links)
+    """The repository, a new issue that names the page, the page's source to edit and, of a chapter, Colab; no more."""
+    url, branch = repository()
+    buttons = {link["href"] for link in page(html(name)).select(".article-header-buttons a[href^=http]")}
+    wanted = {url, f"{url}/issues/new?title=Issue%20on%20page%20%2F{name}.html&body=Your%20issue%20content%20here."}
+    if name in DOCUMENTS:
+        source = next(f"{name}{end}" for end in (".md", ".ipynb") if (build.ROOT / f"{name}{end}").is_file())
+        wanted.add(f"{url}/edit/{branch}/{source}")
+        if source.endswith(".ipynb"):
+            path = url.removeprefix("https://github.com/")
+            wanted.add(f"https://colab.research.google.com/github/{path}/blob/{branch}/{source}")
+    assert buttons == wanted
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_into_this_repository_lead_somewhere(name):
+    url, branch = repository()
+    for link in page(html(name)).select(f"a[href^='{url}']"):
+        kind, _, place = urlsplit(link["href"]).path.removeprefix(urlsplit(url).path).strip("/").partition("/")
+        if kind in ("blob", "edit", "raw", "tree"):
+            there, _, path = place.partition("/")
+            assert there == branch and (build.ROOT / unquote(path)).exists(), link["href"]
+        else:
+            assert (kind, place) in {("", ""), ("issues", ""), ("issues", "new")}, link["href"]
