@@ -42,7 +42,7 @@ def code_cells(path):
 CELL = code_cells(NOTEBOOKS[0])[0]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *build.ROOT.glob("tools/*.ipynb")], ids=lambda path: path.stem)
 def test_every_notebook_begins_with_the_same_cell(path):
     assert code_cells(path)[0] == CELL
     assert CELL.metadata.tags == ["remove-cell"] and f'"{ADDRESS}"' in CELL.source
