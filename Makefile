@@ -1,4 +1,5 @@
 # The two commands of this repository: `make book` and `make test`. Each works alone from a fresh clone.
+# A third, `make dist`, is for those who publish: it makes what a reader can take away.
 # Another interpreter: `make book PYTHON=python3.12`. The newest versions instead of the pinned ones: `make test PINS=`.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: book test serve clean
+.PHONY: book test serve dist clean
 
 book: $(INSTALLED)
 	@$(BIN)/python tools/build.py
@@ -20,6 +21,9 @@ test: $(INSTALLED)
 serve: book
 	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 8000
 
+dist: book
+	@$(BIN)/python -m tools.dist
+
 $(INSTALLED): pyproject.toml requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@echo "Installing into $(VENV): some minutes and some gigabytes, once."
@@ -28,4 +32,4 @@ $(INSTALLED): pyproject.toml requirements.txt constraints.txt
 	@touch $@
 
 clean:
-	rm -rf _build $(VENV) *.egg-info
+	rm -rf _build dist $(VENV) *.egg-info
