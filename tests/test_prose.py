@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from scipy.stats import binom
 
-from helpers import minimmar, tiny
+from helpers import minimmar, tiny, tiny_omni
 from helpers.evaluate import read_run
 from helpers.statistics import accuracy_interval, random_guess
 from tools import build
@@ -193,5 +193,7 @@ def test_model_card_fits_the_model():
     assert f"| {len(processor.tokenizer)} tokens: " in page
     biased = sum(p.numel() for p in tiny.attention_projections(model)) / 1e6
     assert f"{biased:.1f} of the {sum(millions.values()):.1f} million" in " ".join(page.split())
+    omni = tiny_omni.build_model(tiny_omni.build_processor())
+    assert f"| {sum(p.numel() for p in omni.parameters()) / 1e6:.1f} million |" in page
     stages = re.compile(r"^\d\. `(\w+)`", re.M)
-    assert stages.findall(page) == stages.findall(tiny.__doc__)
+    assert stages.findall(page) == stages.findall(tiny.__doc__) + stages.findall(tiny_omni.__doc__)

@@ -187,6 +187,12 @@ def test_it_answers_by_the_sense_that_the_question_takes(record):
         assert told[swapped][needed][3] < 0.35 and told[swapped]["both"][3] < 0.45  # it believes what it is shown
 
 
+def test_the_model_card_says_what_the_record_says(record):
+    page = (measure_omni.RESULTS.parent / "book" / "data-and-model.md").read_text("utf-8")
+    assert f"it answers all of {len(record['ids'])} fresh events" in page
+    assert all(measure_omni.right(record, "both"))
+
+
 def test_the_shipped_model_is_small(shipped):
     files = list((CHECKPOINTS / "tiny-omni").iterdir())
     assert sum(file.stat().st_size for file in files) <= 20e6
