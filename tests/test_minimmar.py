@@ -95,11 +95,39 @@ def test_speech_names_what_is_wrong(monkeypatch):
         sounds.speech("something new")
 
 
+def test_a_sound_or_instrument_that_is_not_there_is_named():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="no sound 'moo'.*dog bark"):
+        sounds.sound("moo", rng)
+    with pytest.raises(ValueError, match="no instrument 'kazoo'.*piano"):
+        sounds.note("kazoo", 60, 0.5, rng)
+
+
 # ------------------------------------------------------------------------------------------ clips by measurement
 def pitch(audio):
     """Median fundamental frequency (Hz) of a note, by librosa's pYIN."""
     f0, voiced, _ = librosa.pyin(audio.astype(np.float32), fmin=80, fmax=1200, sr=RATE)
     return np.median(f0[voiced])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flaws_are_heard_between_the_words(seed):
+    facts = minimmar.draw_recording(np.random.default_rng(seed))
+    clips = {
+        flaw: minimmar.render_recording(np.random.default_rng(seed), facts | {"flaw": flaw}) for flaw in minimmar.FLAWS
+    }
+    frames = {flaw: clip[: len(clip) // 320 * 320].reshape(-1, 320) for flaw, clip in clips.items()}  # of 20 ms
+    power = (frames["nothing"] ** 2).mean(1)
+    pauses = power <= np.quantile(power, 0.2)
+    low, high, crest = {}, {}, {}
+    for flaw in clips:
+        x = frames[flaw][: len(pauses)][pauses]
+        spectrum = 10 * np.log10((np.abs(np.fft.rfft(x * np.hanning(320))) ** 2).mean(0))  # 50 Hz a bin
+        low[flaw], high[flaw] = spectrum[1:5].mean(), spectrum[80:].mean()
+        crest[flaw] = np.abs(x).max() / np.sqrt((x**2).mean())
+    assert high["a hiss"] > high["nothing"] + 10 and low["a hiss"] < low["nothing"] + 10
+    assert low["a hum"] > low["nothing"] + 10 and high["a hum"] < high["nothing"] + 10
+    assert crest["crackle"] > 10 > max(crest["nothing"], crest["a hiss"], crest["a hum"])
 
 
 @pytest.mark.parametrize("instrument", sounds.INSTRUMENTS)
