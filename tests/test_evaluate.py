@@ -15,6 +15,7 @@ from helpers import provenance, runs
 from helpers.benchmarks import Item
 from helpers.evaluate import (
     AUDIO,
+    _parser,
     agreement,
     committed,
     evaluate,
@@ -733,6 +734,21 @@ def test_flips_name_the_items(items, tmp_path, capsys):
     assert flips(misled, real) == (ids, []) and flips(real, misled).lost == ids
     main(["--flips", str(misled), str(real)])
     assert capsys.readouterr().out == f"won 10: {' '.join(ids)}\nlost 0: \n"
+
+
+def test_the_command_shows_all_scorers_and_says_what_it_needs(items, tmp_path, capsys):
+    out = tmp_path / "run.jsonl"
+    evaluate(Parrot(), items, out=out)
+    main(["--table", str(out), "--scorer", "all"])
+    assert capsys.readouterr().out == f"run\n\n{scorers_table(out)}\n\n"
+    with pytest.raises(SystemExit):
+        main([])
+    assert "a run needs --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, layers", [("middle", "middle"), ("10:13", [10, 11, 12]), ("2,4", [2, 4])])
+def test_the_command_reads_layers(text, layers):
+    assert _parser().parse_args(["--layers", text]).layers == layers
 
 
 def test_even_sample():
