@@ -769,6 +769,12 @@ def test_a_run_says_what_it_was_made_with(items, tmp_path, monkeypatch):
     assert provenance.model_commit("Qwen/Q", "v2") == "v2"
 
 
+def test_a_model_from_a_folder_and_code_without_git_have_no_commit(tmp_path, monkeypatch):
+    assert provenance.model_commit(str(tmp_path), None) is None
+    monkeypatch.setenv("PATH", str(tmp_path))  # which holds no git
+    assert provenance._code_commit.__wrapped__() is None
+
+
 def test_the_decoding_that_a_model_asks_for_is_told(qwen2_audio):
     assert provenance.decoding(qwen2_audio.model)["do_sample"] is False
     config = qwen2_audio.model.generation_config

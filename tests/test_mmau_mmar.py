@@ -6,6 +6,7 @@ import os
 import tarfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,6 +194,7 @@ def test_missing_and_broken_audio_is_told_and_kept(tmp_path):
     broken = broken_audio(items)
     assert list(broken) == ["gone", "empty", "text"]
     assert "missing" in broken["gone"] and "no samples" in broken["empty"] and "can't be read" in broken["text"]
+    assert broken_audio([replace(items[1], audio=None)]) == {}  # asked without a clip, so none is missing
 
 
 def write_archive(path, members):
