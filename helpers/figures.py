@@ -211,8 +211,13 @@ def accuracy_curves(
 
 
 def _curve_styles(names: Iterable[str]) -> dict[str, dict]:
-    others = itertools.cycle(OTHER_STYLES)
-    roles = {name: (ROLE_COLORS[name], ROLE_DASHES[name], ROLE_MARKERS[name]) for name in ROLE_COLORS}
+    names = list(names)
+    roles = {name: (ROLE_COLORS[name], ROLE_DASHES[name], ROLE_MARKERS[name]) for name in names if name in ROLE_COLORS}
+    taken = {mark for _, *marks in roles.values() for mark in marks}
+    free = [
+        style for style in OTHER_STYLES if not taken & set(style[1:])
+    ]  # beside a role, no line looks like it in grey
+    others = itertools.cycle(free or OTHER_STYLES)
     chosen = {name: roles[name] if name in roles else next(others) for name in names}
     return {name: dict(zip(("color", "linestyle", "marker"), style, strict=True)) for name, style in chosen.items()}
 

@@ -215,6 +215,13 @@ def test_layer_curves_give_roles_their_colour_and_intervals_a_band():
     assert band.get_paths()[0].get_extents().intervaly == pytest.approx([0.0, 0.3])
 
 
+def test_a_line_beside_roles_has_a_dash_and_a_marker_of_its_own():
+    for roles in (["audio"], ["audio", "instruction"], ["system", "output"]):
+        styles = figures._curve_styles([*roles, "visual"]).values()
+        for mark in ("linestyle", "marker"):
+            assert len({style[mark] for style in styles}) == len(styles), (roles, mark)
+
+
 def test_accuracy_curves_may_begin_at_different_counts():
     points = {count: (0.1 * count, 0.1 * count - 0.05, 0.1 * count + 0.05) for count in (1, 2, 5)}
     few = {count: points[count] for count in (2, 5)}
