@@ -214,9 +214,8 @@ def _curve_styles(names: Iterable[str]) -> dict[str, dict]:
     names = list(names)
     roles = {name: (ROLE_COLORS[name], ROLE_DASHES[name], ROLE_MARKERS[name]) for name in names if name in ROLE_COLORS}
     taken = {mark for _, *marks in roles.values() for mark in marks}
-    free = [
-        style for style in OTHER_STYLES if not taken & set(style[1:])
-    ]  # beside a role, no line looks like it in grey
+    # Beside a role no line may look like it in grey.
+    free = [style for style in OTHER_STYLES if not taken & set(style[1:])]
     others = itertools.cycle(free or OTHER_STYLES)
     chosen = {name: roles[name] if name in roles else next(others) for name in names}
     return {name: dict(zip(("color", "linestyle", "marker"), style, strict=True)) for name, style in chosen.items()}
