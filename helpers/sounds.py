@@ -383,7 +383,8 @@ def _espeak(text, voice, words_per_minute, pitch):
             f"eSpeak NG, which speaks the words of MiniMMAR, could not be loaded ({error}). "
             "Install it with `pip install espeakng-loader`."
         ) from error
-    rate = library.espeak_Initialize(2, 0, str(folder).encode(), 0)  # 2: synchronous, samples to a callback
+    # 2: synchronous, samples to a callback; 0x8000: report what is wrong, and don't end the process
+    rate = library.espeak_Initialize(2, 0, str(folder).encode(), 0x8000)
     if rate <= 0:
         raise RuntimeError(f"eSpeak NG found no voices in {folder}. Reinstall it: `pip install espeakng-loader`.")
     chunks = []

@@ -85,11 +85,15 @@ def test_speech_does_not_depend_on_what_was_said_before():
     np.testing.assert_array_equal(sounds.speech.__wrapped__("lion", "en-us+f2"), alone)
 
 
-def test_speech_names_what_is_wrong(monkeypatch):
+def test_speech_names_what_is_wrong(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="no voice 'martian'"):
         sounds.speech("hello", "martian")
     import espeakng_loader
 
+    with monkeypatch.context() as patch:
+        patch.setattr(espeakng_loader, "get_data_path", lambda: str(tmp_path))
+        with pytest.raises(RuntimeError, match="found no voices"):
+            sounds.speech("something old")
     monkeypatch.setattr(espeakng_loader, "get_library_path", lambda: "/nowhere/libespeak.so")
     with pytest.raises(RuntimeError, match="pip install espeakng-loader"):
         sounds.speech("something new")
