@@ -1,6 +1,7 @@
 """Measure the small omni model on fresh events, with both senses, with one of them, and with another event's.
 
-    python tools/measure_omni.py            # writes results/tiny_omni.json
+    python tools/measure_omni.py                                    # writes results/tiny_omni.json
+    python tools/measure_omni.py --model <name> --out <file>.json   # the same of your own model
 
 The file holds every reply; `accuracies` makes the table.
 """
@@ -83,10 +84,17 @@ def accuracies(record):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tiny-omni")
-    parser.add_argument("--out", default=RESULTS / "tiny_omni.json", type=Path)
+    parser.add_argument(
+        "--out", type=Path, help="by default results/tiny_omni.json; another model needs a file of its own"
+    )
     parser.add_argument("--per-question", type=int, default=PER_QUESTION)
     given = parser.parse_args()
-    record = measure(load_lalm(given.model, device="cpu"), given.per_question)
+    if given.out is None and given.model != "tiny-omni":
+        parser.error(
+            "results/tiny_omni.json is the record of tiny-omni: name a file for this model, --out <file>.json."
+        )
+    given.out = given.out or RESULTS / "tiny_omni.json"
+    record = measure(load_lalm(given.model), given.per_question)
     given.out.write_text(json.dumps(record, indent=1) + "\n")
     for condition, by_sense in accuracies(record).items():
         row = [f"{sense} {n / total:.1%} [{low:.1%}, {high:.1%}]" for sense, (n, total, low, high) in by_sense.items()]
