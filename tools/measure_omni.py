@@ -84,15 +84,11 @@ def accuracies(record):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tiny-omni")
-    parser.add_argument(
-        "--out", type=Path, help="by default results/tiny_omni.json; another model needs a file of its own"
-    )
+    parser.add_argument("--out", type=Path, help="another model needs a file of its own")
     parser.add_argument("--per-question", type=int, default=PER_QUESTION)
     given = parser.parse_args()
     if given.out is None and given.model != "tiny-omni":
-        parser.error(
-            "results/tiny_omni.json is the record of tiny-omni: name a file for this model, --out <file>.json."
-        )
+        parser.error("results/tiny_omni.json is the record of tiny-omni: add --out <file>.json for this model.")
     given.out = given.out or RESULTS / "tiny_omni.json"
     record = measure(load_lalm(given.model), given.per_question)
     given.out.write_text(json.dumps(record, indent=1) + "\n")
