@@ -39,7 +39,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from helpers.models import LALM, video_is_optional, video_processor
+from helpers.models import CHECKPOINTS, LALM, video_is_optional, video_processor
 
 N_MELS, CHUNK_SECONDS = 40, 4
 WIDTH = 32
@@ -66,10 +66,19 @@ HUB_DECODING = {"do_sample": True, "temperature": 0.7, "top_p": 0.5, "top_k": 20
 
 def byte_tokenizer(*special: str, **named: str) -> Qwen2Tokenizer:
     """Return the real tokenizer class over the 256 bytes alone: it reads any text without a downloaded vocabulary."""
-    vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
+    return _tokenizer({char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}, [], special, named)
+
+
+def word_tokenizer(*special: str, **named: str) -> Qwen2Tokenizer:
+    """Return the same class with the vocabulary of the shipped model: what the book asks is a quarter as long."""
+    bpe = json.loads((CHECKPOINTS / "tiny" / "tokenizer.json").read_text("utf-8"))["model"]
+    return _tokenizer(bpe["vocab"], [tuple(pair) for pair in bpe["merges"]], special, named)
+
+
+def _tokenizer(vocab: dict, merges: list, special: tuple, named: dict) -> Qwen2Tokenizer:
     special = ["<|im_start|>", "<|im_end|>", *special]
     return Qwen2Tokenizer(
-        vocab=vocab, merges=[], eos_token="<|im_end|>", extra_special_tokens=special, model_max_length=8192, **named
+        vocab=vocab, merges=merges, eos_token="<|im_end|>", extra_special_tokens=special, model_max_length=8192, **named
     )
 
 
@@ -118,10 +127,10 @@ TEMPLATE = (
 )
 
 
-def omni_processor(kind: type[ProcessorMixin]) -> ProcessorMixin:
+def omni_processor(kind: type[ProcessorMixin], tokenizer=byte_tokenizer, patch_size: int = 14) -> ProcessorMixin:
     """Return an omni model's processor; frames go in as `helpers.models.video_processor` decides."""
-    tokenizer = byte_tokenizer(*OMNI_TOKENS.values(), **OMNI_TOKENS)
-    images = Qwen2VLImageProcessorPil()
+    tokenizer = tokenizer(*OMNI_TOKENS.values(), **OMNI_TOKENS)
+    images = Qwen2VLImageProcessorPil(patch_size=patch_size)
     with video_is_optional():
         return kind(images, video_processor(images), mel_extractor(), tokenizer, chat_template=TEMPLATE)
 
@@ -135,9 +144,9 @@ def omni_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
     }
 
 
-def qwen2_5_omni(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
+def qwen2_5_omni(tokenizer=byte_tokenizer, **decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The whole Qwen2.5-Omni, as it lies on the hub."""
-    processor = omni_processor(Qwen2_5OmniProcessor)
+    processor = omni_processor(Qwen2_5OmniProcessor, tokenizer)
     ids = omni_token_ids(processor.tokenizer)
     vocabulary = {"vocab_size": len(processor.tokenizer)}
     thinker = {
@@ -153,7 +162,7 @@ def qwen2_5_omni(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
 
 def qwen3_omni(**decoder) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The Thinker of Qwen3-Omni, with a mixture of experts."""
-    processor = omni_processor(Qwen3OmniMoeProcessor)
+    processor = omni_processor(Qwen3OmniMoeProcessor, patch_size=16)
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
     config = Qwen3OmniMoeThinkerConfig(
         text_config=DECODER | experts | {"vocab_size": len(processor.tokenizer), "rope_parameters": ROPE} | decoder,

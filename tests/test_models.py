@@ -20,6 +20,8 @@ from transformers.utils import logging
 from videos import write_video
 
 from helpers import models
+from helpers.attention import OmniRole, attention_by_role, token_roles
+from helpers.heads import head_vectors
 from helpers.models import CHECKPOINTS, LALM, FramesAsImages, chat, load_audio, load_frames, load_lalm
 
 RATE = 16_000
@@ -303,6 +305,19 @@ def test_frames_take_their_place_before_the_audio_and_matter(omni):
         )
     assert (one - other).abs().max() > 1e-3
     assert all(isinstance(reply, str) for reply in omni.generate(inputs, 2))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_omni"])
+def test_every_omni_model_sees(family, checkpoints):
+    lalm = load_lalm(checkpoints[family], device="cpu")
+    side = 2 * lalm.processor.image_processor.patch_size  # of one visual token
+    shown = [frames(4, 2 * side, 3 * side, seed) for seed in (0, 1)]
+    inputs = lalm.prepare(["What happens?"] * 2, [noise(1)] * 2, videos=shown)
+    assert (token_roles(lalm, inputs) == OmniRole.VISUAL).sum(1).tolist() == [2 * 2 * 3] * 2
+    vectors, shares = head_vectors(lalm, inputs), attention_by_role(lalm, inputs)
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-3  # what is seen gets through
+    torch.testing.assert_close(shares.sum(-1), torch.ones(shares.shape[:-1]))
+    assert shares[..., OmniRole.VISUAL].min() > 0
 
 
 def test_frames_that_do_not_fit_the_grid_are_resized(omni):
