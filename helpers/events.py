@@ -7,7 +7,7 @@ leaves two. The shape is for variety, nothing asks for it. The sounds are those 
 For few-shot classification the sounds are new ones, which the model was never trained on: `labelled_events`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ def outline(shape, x, y, radius):
     }[shape]
 
 
-def render_frames(rng, facts):
+def render_frames(rng: np.random.Generator, facts: Mapping[str, str]) -> np.ndarray:
     """Four frames of 56 x 56 pixels in which the shape goes its way: uint8, (frames, height, width, 3)."""
     step, radius = rng.uniform(5, 8), rng.uniform(9, 12)
     way = np.array(WAYS[facts["way"]])
@@ -64,7 +64,7 @@ def render_frames(rng, facts):
     return frames.clip(0, 255).astype(np.uint8)
 
 
-def render_sound(rng, facts):
+def render_sound(rng: np.random.Generator, facts: Mapping[str, str]) -> np.ndarray:
     """The sound once, somewhere in two seconds of faint noise: float32, 16 kHz."""
     return clip(rng, [(rng.uniform(0.05, 0.6), event(rng, facts["sound"]))]).astype(np.float32)
 
@@ -109,7 +109,7 @@ def choices_for(question, facts, rng):
     return pick(rng, options, len(options))
 
 
-def event_item(kind, split, index):
+def event_item(kind: str, split: str, index: int) -> Item:
     """One item: its frames are `item.extra["frames"]`, its sound, an array, `item.audio`. The same at each call.
 
     Answers take turns, so that none is more frequent than another.
@@ -136,13 +136,13 @@ def event_item(kind, split, index):
     )
 
 
-def event_items(split="test", per_question=64):
+def event_items(split: str = "test", per_question: int = 64) -> list[Item]:
     """Items of all questions, `per_question` of each. Drawn and rendered at each call, 100 in about a second."""
     return [event_item(kind, split, i) for kind in QUESTIONS for i in range(per_question)]
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
-def labelled_events(split="train", per_class=20):
+def labelled_events(split: str = "train", per_class: int = 20) -> list[Item]:
     """Events of 16 classes for few-shot classification: four ways times four sounds that no training clip holds.
 
     Two classes that share their sound differ by eye alone, two that share their way by ear alone.

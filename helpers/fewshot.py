@@ -10,10 +10,12 @@ The clips are made on first use. Taught in Part III.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import librosa
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.signal import lfilter
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from helpers import benchmarks, minimmar, sounds
 from helpers.benchmarks import Item
 from helpers.heads import stream_head_vectors
 from helpers.minimmar import clip, in_a_row, pick, write_clip
+from helpers.models import LALM
 from helpers.provenance import weights_checksum
 from helpers.sounds import SAMPLING_RATE, decay, fade, harmonics, mix, noise, normalise, repeat_until, seconds, sine
 
@@ -218,7 +221,7 @@ NEW_SOUNDS = {
 }  # fmt: skip
 
 
-def render_sound(split, name, index):
+def render_sound(split: str, name: str, index: int) -> np.ndarray:
     """A clip of 2 to 4 seconds: an event of a class, once or twice, before a fainter known sound. Float64, 16 kHz."""
     rng = np.random.default_rng([3, SPLITS[split], list(NEW_SOUNDS).index(name), index])
     level, made = rng.uniform(-27, -21), [normalise(fade(NEW_SOUNDS[name](rng))) for _ in range(rng.integers(1, 3))]
@@ -278,7 +281,7 @@ def draw_utterance(split, index):
     }
 
 
-def render_speech(split, kind, index):
+def render_speech(split: str, kind: str, index: int) -> np.ndarray:
     """A clip of 2 to 4 seconds with one utterance, "bona fide" or "spoof": float64, 16 kHz.
 
     Level, start and noise floor are drawn for each clip in the same way, so that none of them gives the kind away.
@@ -292,7 +295,9 @@ def render_speech(split, kind, index):
 
 
 # ------------------------------------------------------------------------------------------------------------ the tasks
-def fewshot_items(task, split="train", root=None, per_class=None):
+def fewshot_items(
+    task: str, split: str = "train", root: str | Path | None = None, per_class: int | None = None
+) -> list[Item]:
     """The items of a task, class by class; clips are made on first use (about 40 a second) and kept in `root`.
 
     Parameters
@@ -347,7 +352,9 @@ def fewshot_items(task, split="train", root=None, per_class=None):
     return items
 
 
-def fewshot_vectors(lalm, items, name, prompt=None, batch_size=32):
+def fewshot_vectors(
+    lalm: LALM, items: Sequence[Item], name: str, prompt: Callable[[Item], str] | None = None, batch_size: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
     """Head vectors of items, computed once a model and kept in the cache folder.
 
     Parameters
@@ -376,7 +383,7 @@ def fewshot_vectors(lalm, items, name, prompt=None, batch_size=32):
     return X, np.array([item.answer for item in items])
 
 
-def draw_shots(y, k, seed):
+def draw_shots(y: ArrayLike, k: int, seed: int) -> np.ndarray:
     """Draw k examples of each class: indices into y, sorted. With the same seed, fewer shots are some of the more."""
     rng, chosen, y = np.random.default_rng(seed), [], np.asarray(y)
     for name, count in zip(*np.unique(y, return_counts=True), strict=True):

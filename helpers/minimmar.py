@@ -531,14 +531,14 @@ def row(kind, split, index):
     }
 
 
-def write_clip(path, audio):
+def write_clip(path: Path, audio: np.ndarray) -> None:
     """16-bit WAV, written under another name first, so that a killed run leaves no half clip."""
     draft = path.with_suffix(".part")
     soundfile.write(draft, audio, sounds.SAMPLING_RATE, format="WAV", subtype="PCM_16")
     os.replace(draft, path)
 
 
-def minimmar_items(split="test", root=None):
+def minimmar_items(split: str = "test", root: str | Path | None = None):
     """The items of a split; their clips are generated on first use (about 10 seconds) and kept in `root`.
 
     A clip that is missing or was changed (its SHA-256 is kept beside it) is generated again.

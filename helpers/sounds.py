@@ -61,13 +61,13 @@ def fade(x, attack=0.005, release=0.01):
     return x
 
 
-def normalise(x, peak=1.0):
+def normalise(x: np.ndarray, peak: float = 1.0) -> np.ndarray:
     """Scale so that the largest absolute sample is `peak`."""
     top = np.max(np.abs(x), initial=0.0)
     return x * (peak / top) if top > 0 else x
 
 
-def at_level(x, decibels):
+def at_level(x: np.ndarray, decibels: float) -> np.ndarray:
     """Scale to an active level (RMS over the loudest half of 20 ms frames) of `decibels` re full scale."""
     frames = x[: len(x) // 320 * 320].reshape(-1, 320)
     power = np.sort((frames**2).mean(axis=1))[len(frames) // 2 :].mean()
@@ -231,14 +231,14 @@ SHORT_SOUNDS = ["dog bark", "knock", "car horn", "bird chirp", "whistle"]  # one
 LASTING_SOUNDS = ["rain", "alarm", "siren", "clock", "footsteps", "engine", "wind"]  # can go on behind a voice
 
 
-def sound(name, rng):
+def sound(name: str, rng: np.random.Generator) -> np.ndarray:
     """One event of class `name` (a key of `SOUNDS`), peak 1, 0.1 to 1 s."""
     if name not in SOUNDS:
         raise ValueError(f"There is no sound {name!r}; the sounds are: {', '.join(SOUNDS)}.")
     return normalise(fade(SOUNDS[name](rng)))
 
 
-def lasting_sound(name, rng, duration):
+def lasting_sound(name: str, rng: np.random.Generator, duration: float) -> np.ndarray:
     """The event repeated without a gap for `duration` seconds, peak 1."""
     return normalise(fade(repeat_until(lambda r: sound(name, r), rng, duration, lambda r: 0.88), 0.05, 0.05))
 
@@ -286,7 +286,7 @@ def frequency(midi):
     return 440.0 * 2 ** ((midi - 69) / 12)
 
 
-def note(instrument, midi, duration, rng):
+def note(instrument: str, midi: int, duration: float, rng: np.random.Generator) -> np.ndarray:
     """One note of `instrument` (a key of `INSTRUMENTS`), peak 1."""
     if instrument not in INSTRUMENTS:
         raise ValueError(f"There is no instrument {instrument!r}; the instruments are: {', '.join(INSTRUMENTS)}.")
@@ -414,7 +414,7 @@ def _espeak(text, voice, words_per_minute, pitch):
 
 
 @lru_cache(maxsize=4096)
-def speech(text, voice="en-us+m1", words_per_minute=160, pitch=50):
+def speech(text: str, voice: str = "en-us+m1", words_per_minute: int = 160, pitch: int = 50) -> np.ndarray:
     """`text` spoken by eSpeak NG, 16 kHz, peak 1, silence trimmed.
 
     voice : language and variant, e.g. "en-us+f2" (f1-f5 sound female, m1-m8 male); pitch : 0 to 99.
