@@ -1,8 +1,9 @@
 """Every chapter on another model, which the environment variable `LALM` names: none is tied to the small one.
 
-The other model is a random Qwen2.5-Omni. It has another class than the small model, other numbers of layers and heads
-and twice as many audio tokens a second, and its replies are noise. A chapter must run on it to the end, as it stands:
-what its cells assert about the small model's numbers, they must leave out elsewhere.
+The other model is a random Qwen2.5-Omni (for one chapter, a random Qwen2-Audio). It has another class than the small
+model, other numbers of layers and heads and twice as many audio tokens a second, and its replies are noise. A chapter
+must run on it to the end, as it stands: what its cells assert about the small model's numbers, they must leave out
+elsewhere.
 """
 
 import os
@@ -25,6 +26,8 @@ from helpers.provenance import weights_checksum
 from tools import build
 
 NOTEBOOKS = sorted(build.NOTEBOOKS.glob("*.ipynb"))
+# It takes the encoder of Qwen2-Audio apart, module by module, so here it runs on a random model of that class.
+FAMILIES = {"02-from-sound-wave-to-token": "qwen2_audio"}
 
 # Goes before the first cell: notes each model that the chapter loads.
 NOTE = """
@@ -53,8 +56,7 @@ def runs(request, tmp_path_factory):
     Each of the two has a cache folder of its own, with links to the clips: two chapters must not write the same head
     vectors at once, and those of this model are of no use to the reader.
     """
-    folder = save("qwen2_5_omni", tmp_path_factory.mktemp("other-model"), tokenizer=word_tokenizer)
-    checksum = weights_checksum(load_lalm(str(folder), device="cpu").model)
+    omni = save("qwen2_5_omni", tmp_path_factory.mktemp("other-model"), tokenizer=word_tokenizer)
     caches = SimpleQueue()
     for _ in range(2):
         caches.put(linked_cache(tmp_path_factory.mktemp("cache")))
@@ -62,7 +64,9 @@ def runs(request, tmp_path_factory):
     def run(path):
         cache = caches.get()
         try:
-            return execute(path, str(folder), checksum, cache)
+            family = FAMILIES.get(path.stem)
+            folder = save(family, tmp_path_factory.mktemp(family)) if family else omni
+            return execute(path, str(folder), cache)
         finally:
             caches.put(cache)
 
@@ -82,9 +86,10 @@ def linked_cache(cache: Path) -> Path:
     return cache
 
 
-def execute(path: Path, model: str, checksum: str, cache: Path) -> str:
+def execute(path: Path, model: str, cache: Path) -> str:
     """Run a notebook on a model; return which cell failed, and how, or nothing."""
     notebook = nbformat.read(path, as_version=4)
+    checksum = weights_checksum(load_lalm(model, device="cpu").model)
     own = {"note": NOTE, "check": CHECK.format(name=model, checksum=checksum)}
     note, check = (nbformat.v4.new_code_cell(source, id=id) for id, source in own.items())
     notebook.cells = [note, *notebook.cells, check]
