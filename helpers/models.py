@@ -160,7 +160,7 @@ class LALM:
                 )
         flat = [clip for own in clips for clip in own]
         seen = [own for own in frames if own is not None]
-        inputs = self._process(texts, flat, seen) if seen else self._process(texts, flat)
+        inputs = self._process(texts, flat, seen)
         self._check_heard(inputs, clips)
         return inputs.to(self.device, self.dtype)
 
@@ -198,8 +198,10 @@ class LALM:
         if isinstance(videos, np.ndarray) or len(videos) != len(prompts):
             raise ValueError(f"videos is a list with one entry a prompt ({len(prompts)}): frames, or None.")
         for item, frames in enumerate(videos):
-            good = frames is None or (isinstance(frames, np.ndarray) and frames.dtype == np.uint8)
-            if not good or (frames is not None and (frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size)):
+            if frames is None:
+                continue
+            is_bytes = isinstance(frames, np.ndarray) and frames.dtype == np.uint8
+            if not is_bytes or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
                 raise ValueError(
                     f"The video of prompt {item} is no uint8 array of shape (frames, height, width, 3), nor None."
                 )

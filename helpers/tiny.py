@@ -38,6 +38,24 @@ from helpers.prompts import chat, multiple_choice
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
 MEL_BINS, FRAMES, HOP = 40, 200, 320  # 4 s at 50 frames a second
+# Of both small models: the one that sees begins with the ears and the decoder of the other.
+ENCODER = dict(
+    num_mel_bins=MEL_BINS,
+    d_model=128,
+    encoder_layers=3,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=384,
+    max_source_positions=FRAMES // 2,
+)
+DECODER = dict(
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=1024,
+    tie_word_embeddings=False,
+)
 DESCRIBE = "Describe the audio."
 QUESTIONS_PER_CLIP = 3  # in one training step: the clip is encoded once
 IGNORE = -100
@@ -91,23 +109,10 @@ def build_model(processor, seed=0):
     torch.manual_seed(seed)
     token = processor.tokenizer.convert_tokens_to_ids
     config = Qwen2AudioConfig(
-        audio_config=dict(
-            num_mel_bins=MEL_BINS,
-            d_model=128,
-            encoder_layers=3,
-            encoder_attention_heads=4,
-            encoder_ffn_dim=384,
-            max_source_positions=FRAMES // 2,
-        ),
+        audio_config=ENCODER,
         text_config=dict(
+            **DECODER,
             vocab_size=len(processor.tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
             bos_token_id=token("<|im_start|>"),
             eos_token_id=token("<|im_end|>"),
             pad_token_id=token("<|endoftext|>"),

@@ -86,12 +86,7 @@ def build_model(processor, seed=0):
     ids |= {f"{name}_end_token_id": token(f"<|{name}_eos|>") for name in ("audio", "vision")}
     config = Qwen2_5OmniThinkerConfig(
         audio_config=dict(
-            num_mel_bins=tiny.MEL_BINS,
-            d_model=128,
-            encoder_layers=3,
-            encoder_attention_heads=4,
-            encoder_ffn_dim=384,
-            max_source_positions=tiny.FRAMES // 2,
+            **tiny.ENCODER,
             n_window=tiny.FRAMES // 2,  # a clip is heard in one piece
             output_dim=128,
         ),
@@ -104,16 +99,10 @@ def build_model(processor, seed=0):
             fullatt_block_indexes=[0, 1, 2],
         ),
         text_config=dict(
+            **tiny.DECODER,
             vocab_size=len(processor.tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=1024,
             # Of the 8 pairs of numbers in a query, 4 turn with time, 2 with the row, 2 with the column.
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
-            tie_word_embeddings=False,
             bos_token_id=token("<|im_start|>"),
             eos_token_id=token("<|im_end|>"),
             pad_token_id=token("<|endoftext|>"),

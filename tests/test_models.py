@@ -562,7 +562,7 @@ def test_deaf_features_are_noticed(lalm, monkeypatch, change, message):
 def test_audio_tokens_that_do_not_fit_the_sound_are_noticed(lalm, monkeypatch):
     process = LALM._process
     monkeypatch.setattr(
-        LALM, "_process", lambda self, texts, clips: process(self, texts, [c[: RATE // 2] for c in clips])
+        LALM, "_process", lambda self, texts, clips, *seen: process(self, texts, [c[: RATE // 2] for c in clips], *seen)
     )
     lalm.__dict__["frame_seconds"] = 0.04
     with pytest.raises(ValueError, match=r"Prompt 0 has 1\.000 s of audio but 12 audio token\(s\) of 0\.040 s"):
